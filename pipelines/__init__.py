@@ -1,0 +1,1 @@
+"""The audience factory: from mobile SDK events to delivered audience segments."""

@@ -1,0 +1,35 @@
+"""The one hierarchy of errors. Each message says what, found, expected and remedy."""
+
+
+class AudienceFactoryError(Exception):
+    """Something the user can act on.
+
+    Args:
+        what: What is wrong, naming the file, table, partition or key.
+        found: The value found.
+        expected: The value or the form expected.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, what: str, *, found: object, expected: object, remedy: str) -> None:
+        self.what = what
+        self.found = found
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(f"{what}\n  found:    {found}\n  expected: {expected}\n  remedy:   {remedy}")
+
+
+class ConfigError(AudienceFactoryError):
+    """A file under the audiences directory is wrong."""
+
+
+class DataError(AudienceFactoryError):
+    """A table or partition is missing, incomplete or inconsistent."""
+
+
+class TrainingError(AudienceFactoryError):
+    """A model cannot be trained from the rows given."""
+
+
+class BundleError(AudienceFactoryError):
+    """A model bundle is missing, damaged or does not match what it is asked to score."""

@@ -1,0 +1,200 @@
+"""The frozen token → id vocabulary, and the one function that turns tokens into ids.
+
+Training and scoring both call `Vocabulary.encode`. Fitting lives here too; nothing that runs at
+scoring time may extend a vocabulary.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.steps.errors import BundleError, DataError
+
+MISSING_ID = 0
+"""The id an empty bag holds, so that no bag is ever empty."""
+UNKNOWN_ID = 1
+"""The id of every token that the vocabulary does not hold."""
+RESERVED_IDS = 2
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Ids of a batch of rows, unpadded: row r holds `values[offsets[r]:offsets[r + 1]]`.
+
+    Attributes:
+        values: int32, one id per token.
+        offsets: int64, rows + 1 entries, `offsets[0] == 0`, `offsets[-1] == len(values)`.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def slice(self, start: int, stop: int) -> "Ragged":
+        """Rows [start, stop), offsets rebased to 0; values are a view."""
+        begin, end = self.offsets[start], self.offsets[stop]
+        return Ragged(self.values[begin:end], self.offsets[start : stop + 1] - begin)
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """The rows named, in the order named."""
+        lengths = self.lengths[rows]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
+        return Ragged(self.values[positions], offsets)
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
+        """Small literal batches, mostly for tests."""
+        rows = [np.asarray(row, dtype=np.int32) for row in lists]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        values = np.concatenate(rows) if rows else np.empty(0, dtype=np.int32)
+        return cls(values.astype(np.int32), offsets)
+
+    @classmethod
+    def from_arrow(cls, column: pa.ListArray | pa.ChunkedArray) -> "Ragged":
+        """A list<int32> column, slices rebased; a null list is an error, an empty one is not."""
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+            if isinstance(column, pa.ChunkedArray):
+                column = pa.concat_arrays(column.chunks)
+        if column.null_count:
+            raise DataError(
+                "a column of encoded tokens holds null lists",
+                found=f"{column.null_count} nulls in {len(column)} rows",
+                expected="no nulls: an empty bag is written as [0]",
+                remedy="rebuild the training set from feature_tokens",
+            )
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        values = column.values.to_numpy(zero_copy_only=False)
+        return cls(values[offsets[0] : offsets[-1]].astype(np.int32, copy=False), offsets - offsets[0])
+
+
+EncodedRows = Mapping[str, Ragged]
+"""Field name → ids of a batch; every field has the same number of rows."""
+
+
+@dataclass(frozen=True)
+class FieldVocabulary:
+    """One field's tokens. Token i has id i + RESERVED_IDS.
+
+    Attributes:
+        name: The field.
+        max_length: Tokens kept per row at most, the first ones.
+        tokens: Distinct tokens, oldest first: append-only.
+    """
+
+    name: str
+    max_length: int
+    tokens: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of ids, the reserved ones included."""
+        return len(self.tokens) + RESERVED_IDS
+
+    @cached_property
+    def _value_set(self) -> pa.Array:
+        return pa.array(self.tokens, type=pa.string())
+
+    def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
+        """Turns a list<string> column into ids.
+
+        A token not in the vocabulary gets UNKNOWN_ID, an empty or null list one MISSING_ID; a list
+        longer than `max_length` keeps its first tokens. Null tokens within a list are unknown.
+        """
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+        rows = len(column)
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
+        flat = column.flatten()  # skips null lists, honours slices
+        found = pc.index_in(flat, value_set=self._value_set)
+        ids = np.asarray(pc.fill_null(found, UNKNOWN_ID - RESERVED_IDS), dtype=np.int32) + np.int32(RESERVED_IDS)
+        kept = np.minimum(lengths, self.max_length)
+        out_lengths = np.maximum(kept, 1)
+        offsets = np.zeros(rows + 1, dtype=np.int64)
+        np.cumsum(out_lengths, out=offsets[1:])
+        values = np.full(offsets[-1], MISSING_ID, dtype=np.int32)
+        starts = np.cumsum(lengths) - lengths
+        within = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+        values[np.repeat(offsets[:-1], kept) + within] = ids[np.repeat(starts, kept) + within]
+        return Ragged(values, offsets)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every field's vocabulary, in field order, with one content hash."""
+
+    fields: tuple[FieldVocabulary, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over names, lengths and tokens; two vocabularies are equal iff their hashes are."""
+        return hashlib.sha256(self._canonical()).hexdigest()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Field name → number of ids, the reserved ones included."""
+        return {field.name: field.size for field in self.fields}
+
+    def encode(self, batch: pa.RecordBatch | pa.Table) -> EncodedRows:
+        """Ids of every field of a batch of feature tokens; the only way tokens become ids."""
+        missing = [field.name for field in self.fields if field.name not in batch.schema.names]
+        if missing:
+            raise DataError(
+                "feature tokens lack fields that the vocabulary has",
+                found=batch.schema.names,
+                expected=[field.name for field in self.fields],
+                remedy=f"rebuild feature_tokens with the fields {missing}, or train on the fields there are",
+            )
+        return {field.name: field.encode(batch.column(field.name)) for field in self.fields}
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self._canonical())
+
+    @classmethod
+    def load(cls, path: Path, *, expected_hash: str | None = None) -> "Vocabulary":
+        """Reads a vocabulary; with `expected_hash`, refuses any other content.
+
+        Raises:
+            BundleError: The file is missing, damaged, or of another hash.
+        """
+        try:
+            fields = json.loads(path.read_bytes())
+            vocabulary = cls(
+                tuple(FieldVocabulary(f["name"], f["max_length"], tuple(f["tokens"])) for f in fields)
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"vocabulary {path} cannot be read",
+                found=repr(error),
+                expected="a vocabulary.json written by this project",
+                remedy="materialize feature_vocabulary again, or restore the bundle",
+            ) from error
+        if expected_hash is not None and vocabulary.hash != expected_hash:
+            raise BundleError(
+                f"vocabulary {path} does not match its hash",
+                found=vocabulary.hash,
+                expected=expected_hash,
+                remedy="restore the file, or train again",
+            )
+        return vocabulary
+
+    def _canonical(self) -> bytes:
+        fields = [{"name": f.name, "max_length": f.max_length, "tokens": f.tokens} for f in self.fields]
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,1 @@
+"""The outside world: Spark, lake storage, model store, expectations adapter, destinations."""
