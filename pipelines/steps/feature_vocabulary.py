@@ -10,12 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.steps.errors import BundleError, DataError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from pipelines.steps.project import FieldSpec
 
 MISSING_ID = 0
 """The id an empty bag holds, so that no bag is ever empty."""
@@ -198,3 +204,51 @@ class Vocabulary:
     def _canonical(self) -> bytes:
         fields = [{"name": f.name, "max_length": f.max_length, "tokens": f.tokens} for f in self.fields]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def count_token_devices(feature_tokens: "DataFrame", fields: Sequence[str]) -> "DataFrame":
+    """Distinct devices per (field, token), over all rows given.
+
+    Args:
+        feature_tokens: `device_id` and one array<string> column per field; any number of as-of days.
+        fields: The fields to count.
+
+    Returns:
+        `field`, `token`, `devices`.
+    """
+    from pyspark.sql import functions as F  # a bundle must score where there is no Spark
+
+    entries = [
+        F.transform(name, lambda token, name=name: F.struct(F.lit(name).alias("field"), token.alias("token")))
+        for name in fields
+    ]
+    tokens = feature_tokens.select("device_id", F.inline(F.concat(*entries))).distinct()
+    return tokens.groupBy("field", "token").agg(F.count("*").alias("devices"))
+
+
+def fit_vocabulary(
+    counts: pa.Table, fields: Sequence["FieldSpec"], previous: Vocabulary | None = None
+) -> Vocabulary:
+    """Fits a vocabulary, or appends to one: a token once admitted keeps its id.
+
+    Args:
+        counts: `field`, `token`, `devices`.
+        fields: Their order, `min_devices`, `max_vocabulary` and `max_length` hold.
+        previous: The vocabulary to append to.
+
+    Returns:
+        Each field's tokens seen on at least `min_devices` devices, most devices first, then in lexical
+        order, after those of `previous`, up to `max_vocabulary`. Equal to `previous` if nothing is new.
+    """
+    known = {field.name: field.tokens for field in previous.fields} if previous else {}
+    fitted = []
+    for field in fields:
+        mine = counts.filter(
+            (pc.field("field") == field.name) & (pc.field("devices") >= field.min_devices)
+        ).sort_by([("devices", "descending"), ("token", "ascending")])
+        old = known.get(field.name, ())
+        seen = set(old)
+        new = [token for token in mine.column("token").to_pylist() if token not in seen]
+        room = max(0, field.max_vocabulary - len(old))
+        fitted.append(FieldVocabulary(field.name, field.max_length, (*old, *new[:room])))
+    return Vocabulary(tuple(fitted))

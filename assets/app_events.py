@@ -1,0 +1,103 @@
+"""app_events: each day's raw events, deduplicated; rejected rows quarantined with their reason."""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+import pandas as pd
+
+from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.steps.app_events import (
+    REASON,
+    accept_events,
+    account_rows,
+    count_undated,
+    label_rejections,
+    quarantine_events,
+    read_raw_events,
+)
+from pipelines.steps.project import Project, check_event_columns
+from resources.expectations import Check, check_specs, evaluate, expect
+from resources.lake import Lake
+from resources.spark import Spark
+
+KEY = dg.AssetKey("app_events")
+REJECTED = "rejected_events"
+
+STORED_CHECKS = [
+    Check(
+        "schema",
+        "ids are strings, event times are timestamps, and neither is ever null",
+        [
+            expect("ExpectColumnValuesToBeOfType", column="device_id", type_="StringType"),
+            expect("ExpectColumnValuesToBeOfType", column="event_time", type_="TimestampType"),
+            expect("ExpectColumnValuesToNotBeNull", column="device_id"),
+            expect("ExpectColumnValuesToNotBeNull", column="event_time"),
+        ],
+    ),
+]
+ACCOUNT_CHECKS = [
+    Check(
+        "rows_accounted_for",
+        "accepted + duplicate + rejected = raw, exactly, on every day",
+        [expect("ExpectColumnValuesToBeInSet", column="unaccounted", value_set=[0])],
+    ),
+    Check(
+        "most_rows_accepted",
+        "at most half of a day's rows are rejected",
+        [expect("ExpectColumnValuesToBeBetween", column="rejected_share", max_value=0.5)],
+        blocking=False,
+    ),
+    Check(
+        "no_undated_rows",
+        "no row lacks both event time and arrival: it would belong to no day",
+        [expect("ExpectColumnValuesToBeInSet", column="undated", value_set=[0])],
+        blocking=False,
+    ),
+]
+
+
+def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    source = project.fields.events
+
+    @dg.asset(key=KEY, group_name="features", kinds={"spark", "parquet"}, **daily.asset_options)
+    def app_events(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult:
+        """Accepted events of the day, each once; the others are counted and quarantined."""
+        check_event_columns(project)  # before the JVM starts
+        days = days_of(context)
+        labelled = label_rejections(read_raw_events(spark.session, source, days), source)
+        rejected = lake.write(
+            quarantine_events(labelled), REJECTED, by=["day"], keys=keys_of(days), sort=[REASON]
+        )
+        accepted = lake.write(accept_events(labelled), KEY.to_user_string(), by=["day"], keys=keys_of(days), sort=["device_id"])
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": sum(p.rows for p in accepted.values()),
+                "rejected": sum(p.rows for p in rejected.values()),
+                "days": len(days),
+            }
+        )
+
+    @dg.multi_asset_check(name="app_events_checks", specs=check_specs(KEY, [*STORED_CHECKS, *ACCOUNT_CHECKS]))
+    def app_events_checks(
+        context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
+    ) -> Iterator[dg.AssetCheckResult]:
+        days = checked_days(context, lake.partition_keys("app_events"))
+        accepted = lake.read(spark.session, "app_events", keys_of(days))
+        rejected = lake.read(spark.session, REJECTED, keys_of(days))
+        yield from evaluate(KEY, STORED_CHECKS, accepted)
+        raw = read_raw_events(spark.session, source, days)
+        account = account_rows(raw, accepted, rejected, days).toPandas()
+        account["rejected_share"] = account["rejected"] / account["raw"].clip(lower=1)
+        account["undated"] = count_undated(spark.session, source, days)
+        reasons = rejected.groupBy(REASON).count().orderBy(REASON).toPandas()
+        yield from evaluate(KEY, ACCOUNT_CHECKS, account, metadata=_summary(account, reasons))
+
+    return [app_events, app_events_checks]
+
+
+def _summary(account: pd.DataFrame, reasons: pd.DataFrame) -> dict[str, object]:
+    totals = account[["raw", "accepted", "duplicate", "rejected"]].sum()
+    return {
+        **{name: int(value) for name, value in totals.items()},
+        "reasons": dg.MetadataValue.md(reasons.to_markdown(index=False)),
+    }

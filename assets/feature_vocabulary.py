@@ -1,0 +1,82 @@
+"""feature_vocabulary: token → id, fitted on the training as-of days, versioned, append-only."""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from pipelines.partitions import keys_of
+from pipelines.steps.feature_vocabulary import RESERVED_IDS, Vocabulary, count_token_devices, fit_vocabulary
+from pipelines.steps.project import Project
+from pipelines.steps.training_set import matured_as_of_days
+from resources.expectations import Check, check_specs, evaluate, expect
+from resources.lake import Lake
+from resources.model_store import ModelStore
+from resources.spark import Spark
+
+KEY = dg.AssetKey("feature_vocabulary")
+
+CHECKS = [
+    Check(
+        "dense_ids",
+        "the tokens of a field have the ids after the reserved ones, without a gap",
+        [expect("ExpectColumnPairValuesToBeEqual", column_A="id", column_B="dense_id")],
+    ),
+    Check(
+        "reserved_slots",
+        "no token has the id of a missing or an unknown one",
+        [expect("ExpectColumnValuesToBeBetween", column="id", min_value=RESERVED_IDS)],
+    ),
+    Check(
+        "unique_tokens",
+        "a token stands once in its field",
+        [expect("ExpectCompoundColumnsToBeUnique", column_list=["field", "token"])],
+    ),
+    Check("not_empty", "there is at least one token", [expect("ExpectTableRowCountToBeBetween", min_value=1)]),
+]
+
+
+def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    fields, window_days = project.fields.fields, project.fields.window_days
+
+    @dg.asset(key=KEY, deps=["feature_tokens", "app_events"], group_name="features", kinds={"spark"})
+    def feature_vocabulary(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult:
+        """Tokens seen on enough devices on the training as-of days of all audiences."""
+        known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
+        days = {day for a in project.audiences for day in matured_as_of_days(a, known, window_days)}
+        tokens = lake.read(spark.session, "feature_tokens", keys_of(sorted(days)))
+        counts = count_token_devices(tokens, [field.name for field in fields]).toArrow()
+        previous = models.find_vocabulary()
+        vocabulary = fit_vocabulary(counts, fields, previous)
+        models.save_vocabulary(vocabulary)
+        return dg.MaterializeResult(
+            metadata={
+                "vocabulary_hash": vocabulary.hash,
+                "appended": sum(vocabulary.sizes.values()) - sum((previous.sizes if previous else {}).values()),
+                "as_of_days": [day.isoformat() for day in sorted(days)],
+                **{f"size/{name}": size for name, size in vocabulary.sizes.items()},
+            }
+        )
+
+    @dg.multi_asset_check(name="feature_vocabulary_checks", specs=check_specs(KEY, CHECKS))
+    def feature_vocabulary_checks(models: ModelStore) -> Iterator[dg.AssetCheckResult]:
+        yield from evaluate(KEY, CHECKS, _ids_given(models.vocabulary()))
+
+    return [feature_vocabulary, feature_vocabulary_checks]
+
+
+def _ids_given(vocabulary: Vocabulary) -> pd.DataFrame:
+    """The id that encoding really gives each token, beside the one its place says."""
+    parts = [
+        pd.DataFrame(
+            {
+                "field": field.name,
+                "token": field.tokens,
+                "id": field.encode(pa.array([[token] for token in field.tokens], pa.list_(pa.string()))).values,
+                "dense_id": range(RESERVED_IDS, field.size),
+            }
+        )
+        for field in vocabulary.fields
+    ]
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,114 @@
+"""segments: which devices of the day an advertiser gets."""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
+import dagster as dg
+import pandas as pd
+from pyspark.sql import DataFrame
+
+from assets.predictions import key_of as predictions_key
+from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.steps.project import Audience
+from pipelines.steps.segments import select_segments
+from resources.expectations import Check, check_specs, evaluate, expect
+from resources.lake import Lake
+from resources.model_store import ModelRecord, ModelStore
+from resources.spark import Spark
+
+ROW_CHECKS = [
+    Check(
+        "probabilities",
+        "every member has a probability in [0, 1]",
+        [
+            expect("ExpectColumnValuesToNotBeNull", column="probability"),
+            expect("ExpectColumnValuesToBeBetween", column="probability", min_value=0, max_value=1),
+        ],
+    ),
+    Check(
+        "unique_members",
+        "a device stands once in a segment",
+        [expect("ExpectCompoundColumnsToBeUnique", column_list=["segment", "device_id", "day"])],
+    ),
+]
+SIZE_CHECKS = [
+    Check(
+        "size_above_zero_and_below_all",
+        "every segment has a device, and none has them all",
+        [
+            expect("ExpectColumnValuesToBeBetween", column="devices", min_value=1),
+            expect("ExpectColumnValuesToBeBetween", column="devices_left_out", min_value=1),
+        ],
+    ),
+]
+
+
+def key_of(audience: Audience) -> dg.AssetKey:
+    return dg.AssetKey([audience.name, "segments"])
+
+
+def blocking_checks() -> list[str]:
+    """What must have passed before a segment is delivered."""
+    return [check.name for check in [*ROW_CHECKS, *SIZE_CHECKS] if check.blocking]
+
+
+def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    key = key_of(audience)
+
+    @dg.asset(
+        key=key, deps=[predictions_key(audience)], group_name=audience.name, kinds={"spark"}, **daily.asset_options
+    )
+    def segments(
+        context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
+    ) -> dg.MaterializeResult:
+        """The devices of each segment that the audience's file asks for."""
+        days = days_of(context)
+        parts: list[DataFrame] = []
+        for scored_key in keys_of(days, audience.name):
+            version = lake.partition("predictions", scored_key).properties["bundles"][audience.name]
+            predictions = lake.read(spark.session, "predictions", [scored_key])
+            parts.append(select_segments(predictions, audience.segments, _thresholds(audience, models, version)))
+        written = lake.write(
+            reduce(DataFrame.unionByName, parts),
+            "segments",
+            by=["audience", "day"],
+            keys=keys_of(days, audience.name),
+            sort=["segment", "device_id"],
+        )
+        sizes = _sizes(audience, lake.read(spark.session, "segments", keys_of(days, audience.name)))
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": sum(p.rows for p in written.values()),
+                "days": len(days),
+                **{f"devices/{name}": count for name, count in sizes.groupby("segment")["devices"].sum().items()},
+            }
+        )
+
+    @dg.multi_asset_check(name=f"{audience.name}_segments_checks", specs=check_specs(key, [*ROW_CHECKS, *SIZE_CHECKS]))
+    def segment_checks(
+        context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
+    ) -> Iterator[dg.AssetCheckResult]:
+        mine = [k.split("/")[1] for k in lake.partition_keys("segments") if k.startswith(f"{audience.name}/")]
+        keys = keys_of(checked_days(context, mine), audience.name)
+        rows = lake.read(spark.session, "segments", keys)
+        yield from evaluate(key, ROW_CHECKS, rows)
+        sizes = pd.concat([_sizes(audience, lake.read(spark.session, "segments", [k])).assign(key=k) for k in keys])
+        scored = sizes["key"].map(lambda k: lake.partition("predictions", k).rows)
+        yield from evaluate(key, SIZE_CHECKS, sizes.assign(devices_left_out=scored - sizes["devices"]))
+
+    return [segments, segment_checks]
+
+
+def _thresholds(audience: Audience, models: ModelStore, version: str) -> dict[str, float | None]:
+    """The cuts found with the bundle that made the predictions."""
+    champion = models.current(audience.name, "champion")
+    if champion.version != version:
+        champion = models.former(ModelRecord(audience.name, "champion", version))
+    return dict(champion.properties["thresholds"])
+
+
+def _sizes(audience: Audience, rows: DataFrame) -> pd.DataFrame:
+    """A line per segment asked for; one without devices has 0."""
+    counts = rows.groupBy("segment").count().toPandas().set_index("segment")["count"]
+    sizes = counts.reindex([segment.name for segment in audience.segments], fill_value=0)
+    return sizes.rename("devices").rename_axis("segment").reset_index()

@@ -1,0 +1,123 @@
+"""training_set: one audience's labelled, encoded rows."""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
+import dagster as dg
+import pandas as pd
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.partitions import keys_of
+from pipelines.steps.project import Audience, Project
+from pipelines.steps.training_set import (
+    count_splits,
+    encode_rows,
+    label_days,
+    label_devices,
+    matured_as_of_days,
+    split_devices,
+)
+from resources.expectations import Check, check_specs, evaluate, expect
+from resources.lake import Lake
+from resources.model_store import ModelStore
+from resources.spark import Spark
+
+ROW_CHECKS = [
+    Check(
+        "schema",
+        "labels are 0 or 1, splits are train, validation or test",
+        [
+            expect("ExpectColumnValuesToBeInSet", column="label", value_set=[0, 1]),
+            expect("ExpectColumnValuesToBeInSet", column="split", value_set=[0, 1, 2]),
+            expect("ExpectColumnValuesToNotBeNull", column="device_id"),
+        ],
+    ),
+    Check(
+        "unique_device_day",
+        "a device has one row an as-of day",
+        [expect("ExpectCompoundColumnsToBeUnique", column_list=["device_id", "day"])],
+    ),
+    Check(
+        "ids_in_vocabulary",
+        "every id of every field is one that the vocabulary gives",
+        [expect("ExpectColumnValuesToBeInSet", column="ids_outside_vocabulary", value_set=[0])],
+    ),
+]
+SPLIT_CHECKS = [
+    Check(
+        "both_classes_in_every_split",
+        "each split has positives and negatives",
+        [expect("ExpectColumnValuesToBeBetween", column="rarer_class", min_value=1)],
+    ),
+    Check(
+        "no_device_in_two_splits",
+        "a device is in the same split on all its as-of days",
+        [expect("ExpectColumnValuesToBeInSet", column="devices_in_two_splits", value_set=[0])],
+    ),
+]
+
+
+def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    key = dg.AssetKey([audience.name, "training_set"])
+
+    @dg.asset(
+        key=key,
+        deps=["feature_tokens", "feature_vocabulary", "app_events"],
+        group_name=audience.name,
+        kinds={"spark", "parquet"},
+    )
+    def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult:
+        """Devices × as-of days, labelled by what happened in the horizon after each."""
+        session, vocabulary = spark.session, models.vocabulary()
+        known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
+        as_of_days = matured_as_of_days(audience, known, project.fields.window_days)
+        outcome_days = sorted({day for d in as_of_days for day in label_days(d, audience.horizon_days)})
+        labelled = label_devices(
+            lake.read(session, "feature_tokens", keys_of(as_of_days)),
+            lake.read(session, "app_events", keys_of(outcome_days)),
+            audience.label.predicate,
+            audience.horizon_days,
+        )
+        fractions = audience.training.validation_fraction, audience.training.test_fraction
+        rows = encode_rows(labelled.withColumn("split", split_devices(audience.training.seed, *fractions)), vocabulary)
+        days = [day.isoformat() for day in as_of_days]
+        properties = {"vocabulary_hash": vocabulary.hash, "as_of_days": days}
+        partition = lake.write(
+            rows.withColumn("audience", F.lit(audience.name)),
+            "training_set",
+            by=["audience"],
+            keys=[audience.name],
+            sort=["device_id", "day"],
+            properties=properties,
+        )[audience.name]
+        return dg.MaterializeResult(
+            metadata={"dagster/row_count": partition.rows, "version": partition.version, **properties}
+        )
+
+    @dg.multi_asset_check(
+        name=f"{audience.name}_training_set_checks", specs=check_specs(key, [*ROW_CHECKS, *SPLIT_CHECKS])
+    )
+    def training_set_checks(spark: Spark, lake: Lake, models: ModelStore) -> Iterator[dg.AssetCheckResult]:
+        rows = lake.read(spark.session, "training_set", [audience.name])
+        sizes = models.vocabulary().sizes
+        yield from evaluate(key, ROW_CHECKS, rows.withColumn("ids_outside_vocabulary", _count_outside(sizes)))
+        splits = _splits(rows)
+        counts = pd.DataFrame(count_splits(rows)).to_markdown(index=False)
+        yield from evaluate(key, SPLIT_CHECKS, splits, metadata={"rows": dg.MetadataValue.md(counts)})
+
+    return [training_set, training_set_checks]
+
+
+def _count_outside(sizes: dict[str, int]) -> Column:
+    outside = [F.size(F.filter(name, lambda i, size=size: (i < 0) | (i >= size))) for name, size in sizes.items()]
+    return reduce(lambda a, b: a + b, outside)
+
+
+def _splits(rows: DataFrame) -> pd.DataFrame:
+    counts = rows.groupBy("split").agg(F.sum("label").alias("positives"), F.count("*").alias("rows")).toPandas()
+    counts = counts.set_index("split").reindex([0, 1, 2], fill_value=0)
+    counts["rarer_class"] = counts["positives"].combine(counts["rows"] - counts["positives"], min)
+    splits = rows.groupBy("device_id").agg(F.count_distinct("split").alias("splits"))
+    counts["devices_in_two_splits"] = splits.where("splits > 1").count()
+    return counts

@@ -1,0 +1,266 @@
+"""`make demo`: the whole chain through Dagster, on a simulated world or on the retail log, and its report.
+
+Every step is the one that the UI, the schedules and backfills run; nothing here computes a result
+except the report's comparison with what really happened after the scored day.
+"""
+
+import argparse
+import os
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pyarrow.parquet as pq
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from pyspark.sql import SparkSession
+
+from pipelines.partitions import keys_of
+from pipelines.steps.candidate_models import CANDIDATES, Measured
+from pipelines.steps.errors import AudienceFactoryError, DataError
+from pipelines.steps.model_comparison import comparison_table
+from pipelines.steps.project import Audience, Project, RollingDays, load_project
+from pipelines.steps.segments import measure_segments
+from pipelines.steps.simulated_world import WorldConfig, attainable_auc, rank_auc, simulate_world
+from pipelines.steps.training_set import label_days, label_devices
+from resources.destinations import Destinations
+from resources.lake import Lake
+from resources.model_store import ModelStore
+from resources.spark import Spark
+
+SCORED_DAYS = {"simulated": date(2025, 5, 30), "retail": date(2011, 11, 8)}
+"""The newest day whose whole horizon lies within the events, so that the segment can be measured."""
+RUN_TAG = "audience_factory/demo"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo runs on.
+
+    Attributes:
+        project: Its configuration.
+        data: Directory of lake, models and deliveries.
+        scored_day: The day to score and deliver.
+        ui_command: What opens the UI on this history.
+    """
+
+    project: Project
+    data: Path
+    scored_day: date
+    ui_command: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    started = time.monotonic()
+    try:
+        demo = _prepare(_parse(arguments))
+        _say(f"Dagster keeps the history in {os.environ['DAGSTER_HOME']}")
+        # Started here, so that all runs share one JVM: a run stops only a session that it started.
+        spark = Spark(master=os.environ.get("SPARK_MASTER", "local[*]"), driver_memory="3g")
+        session = spark.session
+        with dg.DagsterInstance.get() as instance:
+            _close_killed_runs(instance)
+            _run_chain(demo, instance)
+        _report(demo, session)
+        session.stop()
+    except AudienceFactoryError as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command starts again, nothing half-written is used\n")
+        return 130
+    _say(f"\nDone in {time.monotonic() - started:.0f} s. To look at it in the UI: {demo.ui_command}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.demo", description="Runs the whole chain and prints what came of it."
+    )
+    worlds = parser.add_subparsers(dest="world", required=True)
+    simulated = worlds.add_parser("simulated", help="on a simulated world of mobile SDK events")
+    simulated.add_argument("--devices", type=int, default=20_000, help="devices (default: %(default)s)")
+    simulated.add_argument("--events", type=int, default=3_000_000, help="raw events (default: %(default)s)")
+    simulated.add_argument("--seed", type=int, default=7, help="of the world (default: %(default)s)")
+    retail = worlds.add_parser("retail", help="on the transactions of a real shop")
+    retail.add_argument("--data", type=Path, required=True, help="path of online_retail/events.parquet")
+    return parser.parse_args(arguments)
+
+
+def _prepare(options: argparse.Namespace) -> Demo:
+    """Makes the input and sets what `pipelines.definitions` reads."""
+    if options.world == "simulated":
+        data = Path("data")
+        audiences, home, command = Path("audiences"), Path("dagster_home"), "make ui"
+        config = WorldConfig(devices=options.devices, events=options.events, seed=options.seed)
+        simulate_world(config, data / "world", _say)
+    else:
+        if not options.data.is_file():
+            raise DataError(
+                f"there is no file {options.data}",
+                found="nothing",
+                expected="the events.parquet of UCI Online Retail",
+                remedy="give its path: make demo-retail DATA=path/to/events.parquet",
+            )
+        data = Path("data/online_retail")
+        audiences, home = Path("examples/online_retail"), Path("dagster_home/online_retail")
+        command = f"make ui-retail DATA={options.data}"
+        os.environ["RETAIL_EVENTS"] = str(options.data.absolute())
+    os.environ["AUDIENCES_DIR"], os.environ["DATA_DIR"] = str(audiences), str(data)
+    os.environ.setdefault("DAGSTER_HOME", str(home.absolute()))
+    _make_dagster_home(Path(os.environ["DAGSTER_HOME"]))
+    return Demo(load_project(audiences), data.absolute(), SCORED_DAYS[options.world], command)
+
+
+def _make_dagster_home(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    settings = Path("dagster.yaml")
+    if settings.exists():
+        (home / settings.name).write_bytes(settings.read_bytes())
+
+
+def _close_killed_runs(instance: dg.DagsterInstance) -> None:
+    """A demo that was killed leaves its run open for ever; nothing else would close it."""
+    unfinished = dg.RunsFilter(
+        tags={RUN_TAG: "true"}, statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
+    )
+    for run in instance.get_runs(unfinished):
+        instance.report_run_canceled(run, message="the demo that started this run was killed")
+
+
+def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
+    from pipelines.definitions import build_definitions  # reads the environment that _prepare has set
+
+    definitions = build_definitions()
+    source = demo.project.fields.events
+    last_day = demo.scored_day + timedelta(days=max(a.horizon_days for a in demo.project.audiences))
+    explicit = {day for a in demo.project.audiences if not isinstance(a.as_of_days, RollingDays) for day in a.as_of_days}
+    chain = _Chain(definitions, instance)
+    chain.run("ingestion_job", f"events of {source.first_day} to {last_day}", first=source.first_day, last=last_day)
+    for day in sorted(explicit):
+        chain.run("features_job", f"features as of {day}", first=day, last=day)
+    chain.run("training_job", "vocabulary, training set, three models, champion")
+    chain.run("daily_job", f"{demo.scored_day}, from events to delivery", first=demo.scored_day, last=demo.scored_day)
+
+
+class _Chain:
+    """Runs jobs in process, one after another, and prints each step as it ends."""
+
+    def __init__(self, definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
+        self._definitions = definitions
+        self._instance = instance
+
+    def run(self, job: str, title: str, *, first: date | None = None, last: date | None = None) -> None:
+        """Runs a job, over a range of days where it is partitioned.
+
+        Raises:
+            DataError: A step failed, or a blocking check did.
+        """
+        _say(f"\n{job}: {title}")
+        run_id, tags = str(uuid.uuid4()), {RUN_TAG: "true"}
+        if first and last:
+            tags |= {ASSET_PARTITION_RANGE_START_TAG: str(first), ASSET_PARTITION_RANGE_END_TAG: str(last)}
+        problems: list[str] = []
+        self._instance.add_event_listener(run_id, lambda entry: _show(entry, problems))
+        result = self._definitions.resolve_job_def(job).execute_in_process(
+            instance=self._instance, run_id=run_id, tags=tags, run_config=QUIET, raise_on_error=False
+        )
+        if not result.success:
+            raise DataError(
+                f"{job} failed (run {run_id})",
+                found="\n".join(problems) or "no step said why",
+                expected="every step and every blocking check to pass",
+                remedy="look at the run in the UI; the same command starts again",
+            )
+
+
+def _show(entry: dg.EventLogEntry, problems: list[str]) -> None:
+    """One line per step that ends, with its seconds; what went wrong is kept."""
+    event = entry.dagster_event
+    if event is None:
+        return
+    if event.event_type == dg.DagsterEventType.STEP_START:
+        _say(f"  {event.step_key} …", end="\r")
+    elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
+        _say(f"  {event.step_key}  {event.step_success_data.duration_ms / 1000:.1f} s")
+    elif event.event_type == dg.DagsterEventType.STEP_FAILURE:
+        error = event.step_failure_data.error
+        causes = [error] if error else []
+        while causes and causes[-1].cause:
+            causes.append(causes[-1].cause)
+        problems.append(f"{event.step_key}: {causes[-1].message.strip() if causes else 'failed'}")
+    elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+        verdict = event.asset_check_evaluation_data
+        if not verdict.passed:
+            line = f"check {verdict.asset_key.to_user_string()}:{verdict.check_name} failed: {verdict.description}"
+            _say(f"  ! {line}")
+            problems.append(line)
+
+
+def _report(demo: Demo, session: SparkSession) -> None:
+    lake = Lake(root=str(demo.data / "lake"))
+    models = ModelStore(root=str(demo.data / "models"))
+    for audience in demo.project.audiences:
+        champion = models.current(audience.name, "champion")
+        records = [models.current(audience.name, name) for name in CANDIDATES]
+        measured = {r.model: Measured.from_dict(r.properties["metrics"]) for r in records}
+        _say(f"\n== {audience.name}: models on the test devices ==\n")
+        _say(comparison_table({name: m.test for name, m in measured.items()}))
+        _say(f"\nchampion (best validation AUC): {champion.properties['model']}, version {champion.version}")
+        _report_outcome(demo, audience, lake, session)
+        _report_deliveries(demo, audience)
+
+
+def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSession) -> None:
+    """The scored day's devices, {horizon} days later."""
+    key = keys_of([demo.scored_day], audience.name)
+    outcome_days = label_days(demo.scored_day, audience.horizon_days)
+    events = lake.read(session, "app_events", keys_of(outcome_days))
+    predictions = lake.read(session, "predictions", key)
+    labelled = label_devices(predictions, events, audience.label.predicate, audience.horizon_days).cache()
+    rows = labelled.select("device_id", "probability", "label").toPandas()
+    reached = rank_auc(rows["probability"].to_numpy(), rows["label"].to_numpy() == 1)
+    _say(
+        f"\n== {audience.name}: {len(rows):,} devices scored on {demo.scored_day}, "
+        f"{audience.horizon_days} days later ({rows['label'].mean():.2%} converted) =="
+    )
+    truth = demo.data / "world" / "truth.parquet"
+    if truth.exists():
+        known = rows.merge(pq.read_table(truth).to_pandas(), on="device_id")
+        attainable = attainable_auc(known["daily_hazard"].to_numpy(), known["label"].to_numpy() == 1)
+        share = (reached - 0.5) / (attainable - 0.5)
+        _say(f"\nAUC reached {reached:.4f}, attainable {attainable:.4f} (the true propensity's): {share:.1%} of the way")
+    else:
+        _say(f"\nAUC reached {reached:.4f}")
+    outcomes = measure_segments(lake.read(session, "segments", key), labelled)
+    table = pd.DataFrame(
+        [(o.segment, o.devices, o.converted, o.precision, o.lift) for o in outcomes],
+        columns=["segment", "devices", "converted", "measured precision", "lift"],
+    )
+    _say(table.to_markdown(index=False, floatfmt=".3f", intfmt=","))
+
+
+def _report_deliveries(demo: Demo, audience: Audience) -> None:
+    destinations = Destinations(root=str(demo.data))
+    _say("\ndelivered:")
+    for destination in audience.destinations:
+        for segment in audience.segments:
+            place = destinations.place(audience.name, segment.name, str(demo.scored_day), destination)
+            manifest = destinations.published(place)
+            if manifest:
+                _say(f"  {place / manifest.file}  ({manifest.rows:,} devices)")
+
+
+def _say(line: str, end: str = "\n") -> None:
+    sys.stdout.write(f"{line}{end}" if end == "\n" or sys.stdout.isatty() else "")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Logistic regression on token counts: a weight per token, summed. The simplest baseline.
+
+Fitted by scikit-learn, stored and scored as a torch network of one-wide embeddings, so that
+scoring needs no scikit-learn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipelines.steps.dnn_model import Bags
+from pipelines.steps.errors import TrainingError
+from pipelines.steps.training_rows import (
+    TRAIN,
+    VALIDATION,
+    TrainingRows,
+    check_trainable,
+    check_vocabulary,
+    multi_hot,
+)
+
+
+class LogisticNet(nn.Module):
+    """Sum of one weight per token, plus a bias. B rows, N_f tokens and V_f ids of field f."""
+
+    def __init__(self, vocabulary_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(size, 1)) for size in vocabulary_sizes)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, bags: Bags) -> Tensor:
+        """Logits.
+
+        Args:
+            bags: Per field ids [N_f] and offsets [B + 1].
+
+        Returns:
+            [B]
+        """
+        sums = [  # B × 1 per field
+            functional.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
+            for weight, (ids, offsets) in zip(self.weights, bags, strict=True)
+        ]
+        return torch.cat(sums, dim=1).sum(dim=1) + self.bias
+
+
+@dataclass(frozen=True)
+class LogisticConfig:
+    """How logistic regression is fitted.
+
+    Attributes:
+        inverse_regularization: The values of scikit-learn's C tried, ascending; validation AUC
+            chooses, the smaller C on a tie.
+        max_iterations: L-BFGS iterations at most, for each C.
+    """
+
+    inverse_regularization: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    max_iterations: int = 1_000
+
+
+@dataclass(frozen=True)
+class TrainedLogistic:
+    """The chosen fit.
+
+    Attributes:
+        state: Parameter name → float32 tensor, of a `LogisticNet`.
+        config: What it was fitted with.
+        chosen_c: The C whose fit this is.
+        validation_auc: C → validation AUC, for every C tried.
+    """
+
+    state: Mapping[str, Tensor]
+    config: LogisticConfig
+    chosen_c: float
+    validation_auc: Mapping[float, float]
+
+    engine = "torch"
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """Name and parameters from which a bundle builds the same network again."""
+        return {"name": "logistic"}
+
+    def weights(self) -> bytes:
+        """The content of weights.safetensors."""
+        return safetensors.torch.save(dict(self.state))
+
+
+def train_logistic(
+    rows: TrainingRows, vocabulary_sizes: Mapping[str, int], config: LogisticConfig
+) -> TrainedLogistic:
+    """Fits on the TRAIN rows for each C, keeps the one that ranks the VALIDATION rows best.
+
+    Raises:
+        TrainingError: The rows are not trainable, there is no C to try, or a fit diverged.
+    """
+    # training only: executors that score need no scikit-learn
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    check_trainable(rows, splits=(TRAIN, VALIDATION))
+    check_vocabulary(rows.bags, vocabulary_sizes)
+    train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
+    train_counts = multi_hot(train.bags, vocabulary_sizes).astype(np.float64)
+    validation_counts = multi_hot(validation.bags, vocabulary_sizes).astype(np.float64)
+
+    # warm: each fit starts from the stronger regularized one before it
+    model = LogisticRegression(max_iter=config.max_iterations, warm_start=True)
+    aucs: dict[float, float] = {}
+    best: tuple[float, np.ndarray, float] | None = None
+    for c in config.inverse_regularization:
+        model.set_params(C=c).fit(train_counts, train.labels)
+        logits = model.decision_function(validation_counts)
+        if not np.isfinite(logits).all():
+            raise TrainingError(
+                f"logistic regression diverged at C = {c}",
+                found="weights that are not finite",
+                expected="finite weights",
+                remedy="try smaller values of C only",
+            )
+        aucs[c] = float(roc_auc_score(validation.labels, logits))
+        if best is None or aucs[c] > aucs[best[0]]:
+            best = (c, model.coef_[0].copy(), float(model.intercept_[0]))
+    if best is None:
+        raise TrainingError(
+            "logistic regression has no C to try",
+            found=config.inverse_regularization,
+            expected="at least one positive number",
+            remedy="name values in inverse_regularization",
+        )
+    chosen_c, coefficients, intercept = best
+    return TrainedLogistic(_to_state(coefficients, intercept, vocabulary_sizes), config, chosen_c, aucs)
+
+
+def _to_state(
+    coefficients: np.ndarray, intercept: float, vocabulary_sizes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Coefficients [sum of V_f], the fields side by side → a LogisticNet's V_f × 1 each."""
+    ends = np.cumsum(list(vocabulary_sizes.values()))
+    state = {
+        f"weights.{index}": torch.from_numpy(part.astype(np.float32)).unsqueeze(1)
+        for index, part in enumerate(np.split(coefficients, ends[:-1]))
+    }
+    return state | {"bias": torch.tensor([intercept], dtype=torch.float32)}

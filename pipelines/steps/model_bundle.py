@@ -1,0 +1,494 @@
+"""A model as a directory: how it is written, checked, loaded and asked for probabilities.
+
+A bundle holds `bundle.json`, one weights file and `vocabulary.json`; it scores on a machine that has
+only it and `pipelines.steps`. Spark executors import this module, so it loads torch or xgboost only
+once a bundle of that engine is loaded.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pipelines.steps.errors import BundleError
+from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged, Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+    import xgboost
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "bundle.json"
+VOCABULARY_FILE = "vocabulary.json"
+VERSION_CHARACTERS = 16
+"""Hex characters of a bundle's content hash that name its version."""
+SCORE_BATCH_ROWS = 1_024
+"""Rows of every forward pass, exactly: matrix products may round differently for another number of
+rows, so a fixed shape makes a row's score independent of the rows it arrives with."""
+
+
+@dataclass(frozen=True)
+class BundleField:
+    """One field as the model knows it, in field order."""
+
+    name: str
+    vocabulary_size: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class BundleManifest:
+    """The content of bundle.json. It names no time of writing: equal models have equal versions.
+
+    Attributes:
+        engine: What scores it: a key of ENGINES.
+        architecture: `name` and the parameters that rebuild the model around its weights.
+        fields: The model's fields, in order.
+        vocabulary_hash: Of the vocabulary it was trained with.
+        training_days: As-of days trained on, ISO dates.
+        code_version: The code that trained it.
+        metrics: Split name → metric name → value.
+        weights_file: Name of the weights file.
+        weights_sha256: Of the weights file.
+        calibration: Reserved: always null in format 1.
+        format_version: Of the bundle.
+    """
+
+    engine: str
+    architecture: Mapping[str, Any]
+    fields: tuple[BundleField, ...]
+    vocabulary_hash: str
+    training_days: tuple[str, ...]
+    code_version: str
+    metrics: Mapping[str, Mapping[str, float]]
+    weights_file: str
+    weights_sha256: str
+    calibration: None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> bytes:
+        """Canonical: equal manifests are equal bytes."""
+        return (json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+class TrainedModel(Protocol):
+    """What a trainer hands over to be written."""
+
+    @property
+    def engine(self) -> str:
+        """A key of ENGINES."""
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """`name` and parameters."""
+
+    def weights(self) -> bytes:
+        """The content of the weights file."""
+
+
+class Scorer(Protocol):
+    """A loaded bundle."""
+
+    manifest: BundleManifest
+    vocabulary: Vocabulary
+
+    def score(self, rows: EncodedRows) -> np.ndarray:
+        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
+
+
+def write_bundle(
+    directory: Path,
+    model: TrainedModel,
+    vocabulary: Vocabulary,
+    *,
+    training_days: Sequence[str],
+    code_version: str,
+    metrics: Mapping[str, Mapping[str, float]],
+) -> BundleManifest:
+    """Writes a bundle: all of it or nothing.
+
+    A bundle never changes once written: writing the same content again does nothing.
+
+    Raises:
+        BundleError: The directory holds something else already, or the engine is unknown.
+    """
+    engine = _engine(model.engine, directory)
+    weights = model.weights()
+    manifest = BundleManifest(
+        engine=model.engine,
+        architecture=model.architecture,
+        fields=_fields_of(vocabulary),
+        vocabulary_hash=vocabulary.hash,
+        training_days=tuple(training_days),
+        code_version=code_version,
+        metrics=metrics,
+        weights_file=engine.weights_file,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        (staging / engine.weights_file).write_bytes(weights)
+        vocabulary.save(staging / VOCABULARY_FILE)
+        (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+        staging.chmod(0o755)  # mkdtemp's are private, a bundle is read by other accounts
+        if directory.exists():
+            _refuse_other_content(directory, staging)
+        else:
+            staging.rename(directory)
+    finally:
+        if staging.exists():
+            shutil.rmtree(staging)
+    return manifest
+
+
+def bundle_version(directory: Path) -> str:
+    """The version of a bundle: a hash of every file's name and content.
+
+    Raises:
+        BundleError: There is no bundle.
+    """
+    _read_manifest_bytes(directory)
+    content = hashlib.sha256()
+    for path in sorted(path for path in directory.iterdir() if path.is_file()):
+        content.update(f"{path.name}\0{_sha256(path)}\n".encode())
+    return content.hexdigest()[:VERSION_CHARACTERS]
+
+
+def read_manifest(directory: Path) -> BundleManifest:
+    """What a bundle says about itself, without its weights.
+
+    Raises:
+        BundleError: It is missing, damaged, or of another format version.
+    """
+    content = _read_manifest_bytes(directory)
+    try:
+        parsed = json.loads(content)
+        format_version = parsed["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged_manifest(directory, error) from error
+    if format_version != FORMAT_VERSION:
+        raise BundleError(
+            f"bundle {directory} has an unknown format version",
+            found=format_version,
+            expected=FORMAT_VERSION,
+            remedy="score with the code version that wrote it, or train again",
+        )
+    try:
+        parsed["fields"] = tuple(BundleField(**field) for field in parsed["fields"])
+        parsed["architecture"] = dict(parsed["architecture"])
+        parsed["training_days"] = tuple(parsed["training_days"])
+        manifest = BundleManifest(**parsed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged_manifest(directory, error) from error
+    if manifest.calibration is not None:
+        raise BundleError(
+            f"bundle {directory} has a calibration that format {FORMAT_VERSION} does not know",
+            found=manifest.calibration,
+            expected="null",
+            remedy="score with the code version that wrote it",
+        )
+    return manifest
+
+
+def load_bundle(directory: Path, *, expected_vocabulary_hash: str | None = None, threads: int = 1) -> Scorer:
+    """Loads a bundle, ready to score. Everything that can be refused is refused here.
+
+    Args:
+        directory: The bundle.
+        expected_vocabulary_hash: Of the vocabulary that encoded the rows to score, where known.
+        threads: Threads that one call of `score` may use.
+
+    Raises:
+        BundleError: A file is missing or damaged, the format version, engine or architecture is
+            unknown, or vocabulary, weights and manifest do not belong together.
+    """
+    manifest = read_manifest(directory)
+    engine = _engine(manifest.engine, directory)
+    if expected_vocabulary_hash is not None and manifest.vocabulary_hash != expected_vocabulary_hash:
+        raise BundleError(
+            f"bundle {directory} was trained with another vocabulary than the rows were encoded with",
+            found=manifest.vocabulary_hash,
+            expected=expected_vocabulary_hash,
+            remedy="encode the rows with the bundle's own vocabulary, or train again",
+        )
+    weights = directory / engine.weights_file
+    _require_files(directory, [VOCABULARY_FILE, weights.name])
+    vocabulary = Vocabulary.load(directory / VOCABULARY_FILE, expected_hash=manifest.vocabulary_hash)
+    if manifest.fields != _fields_of(vocabulary):
+        raise BundleError(
+            f"bundle {directory} names other fields than its vocabulary",
+            found=manifest.fields,
+            expected=_fields_of(vocabulary),
+            remedy="restore the bundle, or train again",
+        )
+    weights_hash = _sha256(weights)
+    if weights_hash != manifest.weights_sha256:
+        raise BundleError(
+            f"the weights of bundle {directory} do not match their hash",
+            found=weights_hash,
+            expected=manifest.weights_sha256,
+            remedy="restore the bundle, or train again",
+        )
+    return engine.load(weights, manifest, vocabulary, threads)
+
+
+class TorchScorer:
+    """Scores with PyTorch, in batches of exactly SCORE_BATCH_ROWS rows."""
+
+    def __init__(
+        self,
+        manifest: BundleManifest,
+        vocabulary: Vocabulary,
+        network: "torch.nn.Module",
+        threads: int,
+    ) -> None:
+        self.manifest = manifest
+        self.vocabulary = vocabulary
+        self._network = network
+        self._threads = threads
+
+    def score(self, rows: EncodedRows) -> np.ndarray:
+        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
+        import torch
+
+        from pipelines.steps.dnn_model import to_tensors, torch_threads
+
+        count = _check_rows(rows, self.manifest)
+        fields = [field.name for field in self.manifest.fields]
+        probabilities = np.empty(count, dtype=np.float32)
+        with torch.inference_mode(), torch_threads(self._threads):
+            for start in range(0, count, SCORE_BATCH_ROWS):
+                stop = min(start + SCORE_BATCH_ROWS, count)
+                batch = {name: _full_batch(rows[name].slice(start, stop)) for name in fields}
+                logits = self._network(to_tensors(batch, fields))
+                probabilities[start:stop] = torch.sigmoid(logits).numpy()[: stop - start]
+        return probabilities
+
+
+class XGBoostScorer:
+    """Scores with XGBoost; a tree's answer never depends on other rows."""
+
+    def __init__(self, manifest: BundleManifest, vocabulary: Vocabulary, booster: "xgboost.Booster") -> None:
+        self.manifest = manifest
+        self.vocabulary = vocabulary
+        self._booster = booster
+
+    def score(self, rows: EncodedRows) -> np.ndarray:
+        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
+        from pipelines.steps.training_rows import multi_hot
+
+        count = _check_rows(rows, self.manifest)
+        if not count:
+            return np.empty(0, dtype=np.float32)
+        # not Vocabulary.sizes: the manifest's fields are what the columns were numbered by
+        sizes = {field.name: field.vocabulary_size for field in self.manifest.fields}
+        scores = self._booster.inplace_predict(multi_hot(rows, sizes))
+        return np.asarray(scores, dtype=np.float32)
+
+
+def _load_torch(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
+    import safetensors.torch
+    import torch
+    from safetensors import SafetensorError
+
+    build = TORCH_ARCHITECTURES[_architecture_name(TORCH_ARCHITECTURES, weights, manifest)]
+    parameters = {name: value for name, value in manifest.architecture.items() if name != "name"}
+    try:
+        with torch.device("meta"):  # no memory, no random numbers: the weights come from the file
+            network = build([field.vocabulary_size for field in manifest.fields], parameters)
+        state = safetensors.torch.load_file(weights)  # memory-mapped
+        network.load_state_dict(state, assign=True)
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"the weights {weights} do not fit its architecture and vocabulary",
+            found=str(error),
+            expected=f"weights of {dict(manifest.architecture)} over {manifest.fields}",
+            remedy="restore the bundle, or train again",
+        ) from error
+    return TorchScorer(manifest, vocabulary, network.eval().requires_grad_(False), threads)
+
+
+def _audience_net(vocabulary_sizes: Sequence[int], parameters: Mapping[str, Any]) -> "torch.nn.Module":
+    from pipelines.steps.dnn_model import AudienceNet
+
+    return AudienceNet(vocabulary_sizes, **parameters)
+
+
+def _logistic(vocabulary_sizes: Sequence[int], parameters: Mapping[str, Any]) -> "torch.nn.Module":
+    from pipelines.steps.logistic_model import LogisticNet
+
+    return LogisticNet(vocabulary_sizes, **parameters)
+
+
+TORCH_ARCHITECTURES: Mapping[str, Callable[[Sequence[int], Mapping[str, Any]], "torch.nn.Module"]] = {
+    "audience_net": _audience_net,
+    "logistic": _logistic,
+}
+
+
+def _load_xgboost(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
+    import xgboost
+
+    _architecture_name(XGBOOST_ARCHITECTURES, weights, manifest)
+    try:
+        booster = xgboost.Booster({"nthread": threads}, model_file=weights)
+    except xgboost.core.XGBoostError as error:
+        raise BundleError(
+            f"the trees {weights} cannot be read",
+            found=str(error),
+            expected="a model that XGBoost wrote as UBJSON",
+            remedy="restore the bundle, or train again",
+        ) from error
+    columns = sum(field.vocabulary_size for field in manifest.fields)
+    if booster.num_features() != columns:
+        raise BundleError(
+            f"the weights {weights} do not fit its architecture and vocabulary",
+            found=f"trees over {booster.num_features()} columns",
+            expected=f"{columns} columns, one per id",
+            remedy="restore the bundle, or train again",
+        )
+    return XGBoostScorer(manifest, vocabulary, booster)
+
+
+XGBOOST_ARCHITECTURES = ("boosted_trees",)
+"""The trees carry their own shape, so there is nothing to build."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What can score a bundle.
+
+    Attributes:
+        weights_file: Name of its weights file; never a pickle.
+        load: Path of that file, manifest, vocabulary and threads → scorer.
+    """
+
+    weights_file: str
+    load: Callable[[Path, BundleManifest, Vocabulary, int], Scorer]
+
+
+ENGINES: Mapping[str, Engine] = {
+    "torch": Engine("weights.safetensors", _load_torch),
+    "xgboost": Engine("model.ubj", _load_xgboost),
+}
+
+
+def _engine(name: str, directory: Path) -> Engine:
+    if name not in ENGINES:
+        raise BundleError(
+            f"bundle {directory} is of an unknown engine",
+            found=name,
+            expected=f"one of {sorted(ENGINES)}",
+            remedy="score with a code version that has this engine",
+        )
+    return ENGINES[name]
+
+
+def _architecture_name(known: Collection[str], weights: Path, manifest: BundleManifest) -> str:
+    name = manifest.architecture.get("name")
+    if name not in known:
+        raise BundleError(
+            f"bundle {weights.parent} is of an unknown architecture",
+            found=name,
+            expected=f"one of {sorted(known)} for engine {manifest.engine!r}",
+            remedy="score with the code version that wrote it, or train again",
+        )
+    return str(name)
+
+
+def _check_rows(rows: EncodedRows, manifest: BundleManifest) -> int:
+    """The number of rows; refuses rows that this model's vocabulary cannot have encoded."""
+    missing = [field.name for field in manifest.fields if field.name not in rows]
+    if missing:
+        raise BundleError(
+            "the rows to score lack fields of the model",
+            found=list(rows),
+            expected=[field.name for field in manifest.fields],
+            remedy=f"encode {missing} with the bundle's own vocabulary",
+        )
+    counts = {field.name: rows[field.name].rows for field in manifest.fields}
+    if len(set(counts.values())) != 1:
+        raise BundleError(
+            "the fields of the rows to score differ in length",
+            found=counts,
+            expected="the same number of rows in every field",
+            remedy="encode all fields from one batch",
+        )
+    for field in manifest.fields:
+        ids = rows[field.name].values
+        if len(ids) and not 0 <= ids.min() <= ids.max() < field.vocabulary_size:
+            raise BundleError(
+                f"field {field.name!r} of the rows to score holds ids outside the model's vocabulary",
+                found=f"ids from {ids.min()} to {ids.max()}",
+                expected=f"ids from 0 to {field.vocabulary_size - 1}",
+                remedy="encode the rows with the bundle's own vocabulary",
+            )
+    return next(iter(counts.values()))
+
+
+def _full_batch(bag: Ragged) -> Ragged:
+    """The bag with rows of one MISSING id appended, up to SCORE_BATCH_ROWS."""
+    short = SCORE_BATCH_ROWS - bag.rows
+    if not short:
+        return bag
+    values = np.concatenate([bag.values, np.full(short, MISSING_ID, dtype=bag.values.dtype)])
+    offsets = np.concatenate([bag.offsets, bag.offsets[-1] + np.arange(1, short + 1)])
+    return Ragged(values, offsets)
+
+
+def _fields_of(vocabulary: Vocabulary) -> tuple[BundleField, ...]:
+    return tuple(BundleField(f.name, f.size, f.max_length) for f in vocabulary.fields)
+
+
+def _refuse_other_content(directory: Path, staging: Path) -> None:
+    written, wanted = bundle_version(directory), bundle_version(staging)
+    if written != wanted:
+        raise BundleError(
+            f"bundle {directory} exists with other content",
+            found=f"version {written}",
+            expected=f"version {wanted}, or no directory",
+            remedy="write each version into a directory of its own",
+        )
+
+
+def _require_files(directory: Path, names: Sequence[str]) -> None:
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise BundleError(
+            f"bundle {directory} lacks the file {missing[0]}",
+            found=sorted(path.name for path in directory.iterdir()),
+            expected=[MANIFEST_FILE, *names],
+            remedy="restore the bundle, or train again",
+        )
+
+
+def _read_manifest_bytes(directory: Path) -> bytes:
+    if not (directory / MANIFEST_FILE).is_file():
+        raise BundleError(
+            f"there is no bundle at {directory}",
+            found=f"no file {MANIFEST_FILE}",
+            expected=f"a directory with {MANIFEST_FILE}, weights and {VOCABULARY_FILE}",
+            remedy="name an existing version, or train the model first",
+        )
+    return (directory / MANIFEST_FILE).read_bytes()
+
+
+def _damaged_manifest(directory: Path, error: Exception) -> BundleError:
+    return BundleError(
+        f"the manifest of bundle {directory} cannot be read",
+        found=repr(error),
+        expected=f"a {MANIFEST_FILE} written by this project",
+        remedy="restore the bundle, or train again",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,198 @@
+"""How good each model is, on the same rows, and which one should serve.
+
+Everything here reads labels and probabilities only, so it judges any kind of model alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from sklearn.metrics import average_precision_score, log_loss, precision_recall_curve, roc_auc_score
+
+from pipelines.steps.errors import DataError, TrainingError
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One model measured on the rows of one split.
+
+    Attributes:
+        auc: Area under the ROC curve.
+        average_precision: Area under the precision-recall curve, by steps.
+        log_loss: Mean negative log-likelihood, in nats.
+        recall_at_precision_50: The highest recall of any threshold whose precision is at least
+            0.5; 0 where there is none. Likewise for 70, 80 and 90.
+        rows: Rows measured.
+        positives: Rows labelled 1.
+        base_rate: positives / rows.
+    """
+
+    auc: float
+    average_precision: float
+    log_loss: float
+    recall_at_precision_50: float
+    recall_at_precision_70: float
+    recall_at_precision_80: float
+    recall_at_precision_90: float
+    rows: int
+    positives: int
+    base_rate: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers, for a bundle's manifest or a run's metadata."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A cut-off: rows with a probability of at least `value` are in the segment.
+
+    Attributes:
+        value: The lowest probability that is still selected.
+        precision: Share of the selected rows that are positive.
+        recall: Share of the positives that are selected.
+        rows: Rows selected.
+    """
+
+    value: float
+    precision: float
+    recall: float
+    rows: int
+
+
+def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
+    """Measures one model.
+
+    Args:
+        labels: [rows], 0 or 1.
+        probabilities: [rows], the model's probability of 1.
+
+    Raises:
+        DataError: The probabilities are not one finite number in [0, 1] per label.
+        TrainingError: The labels hold one class only, so that AUC is undefined.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    precision, recall, _ = precision_recall_curve(labels, probabilities)
+    positives = int(labels.sum())
+
+    def recall_at(wanted: float) -> float:
+        return float(recall[precision >= wanted].max())  # the curve's last point is (1, 0)
+
+    return Metrics(
+        auc=float(roc_auc_score(labels, probabilities)),
+        average_precision=float(average_precision_score(labels, probabilities)),
+        log_loss=float(log_loss(labels, probabilities)),
+        recall_at_precision_50=recall_at(0.5),
+        recall_at_precision_70=recall_at(0.7),
+        recall_at_precision_80=recall_at(0.8),
+        recall_at_precision_90=recall_at(0.9),
+        rows=len(labels),
+        positives=positives,
+        base_rate=positives / len(labels),
+    )
+
+
+def comparison_table(metrics_by_model: Mapping[str, Metrics]) -> str:
+    """A Markdown table, a line per model, in the order given."""
+    titles = [
+        ("auc", "AUC"),
+        ("average_precision", "average precision"),
+        ("log_loss", "log-loss"),
+        ("recall_at_precision_50", "recall at precision 0.5"),
+        ("recall_at_precision_70", "0.7"),
+        ("recall_at_precision_80", "0.8"),
+        ("recall_at_precision_90", "0.9"),
+        ("rows", "rows"),
+        ("positives", "positives"),
+        ("base_rate", "base rate"),
+    ]
+    lines = [
+        "| model | " + " | ".join(title for _, title in titles) + " |",
+        "|---|" + "---:|" * len(titles),
+    ]
+    for model, metrics in metrics_by_model.items():
+        values = [getattr(metrics, name) for name, _ in titles]
+        cells = [f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def choose_champion(validation_metrics_by_model: Mapping[str, Metrics]) -> str:
+    """The model with the highest validation AUC; ties go to average precision, then to the name.
+
+    Raises:
+        TrainingError: There is no candidate, or the candidates were measured on different rows.
+    """
+    if not validation_metrics_by_model:
+        raise TrainingError(
+            "there is no candidate for champion",
+            found="no models",
+            expected="at least one measured model",
+            remedy="materialize dnn_model, xgboost_model or logistic_model first",
+        )
+    measured_on = {name: (m.rows, m.positives) for name, m in validation_metrics_by_model.items()}
+    if len(set(measured_on.values())) > 1:
+        raise TrainingError(
+            "the candidates were measured on different rows",
+            found=measured_on,
+            expected="the same rows and positives for every candidate",
+            remedy="train all candidates on one training_set",
+        )
+    ranked = sorted(
+        validation_metrics_by_model.items(),
+        key=lambda item: (-item[1].auc, -item[1].average_precision, item[0]),
+    )
+    return ranked[0][0]
+
+
+def threshold_for_precision(
+    labels: np.ndarray, probabilities: np.ndarray, precision: float
+) -> Threshold | None:
+    """The lowest threshold whose precision on these rows is at least the one wanted.
+
+    Returns:
+        The threshold with what it delivers on these rows; None where no threshold reaches it.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    precisions, recalls, thresholds = precision_recall_curve(labels, probabilities)
+    reaching = np.flatnonzero(precisions[:-1] >= precision)  # thresholds ascend
+    if not len(reaching):
+        return None
+    lowest = reaching[0]
+    value = float(thresholds[lowest])
+    return Threshold(
+        value=value,
+        precision=float(precisions[lowest]),
+        recall=float(recalls[lowest]),
+        rows=int(np.count_nonzero(probabilities >= value)),
+    )
+
+
+def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 [rows], or the reason why they cannot be compared."""
+    labels = np.asarray(labels, dtype=np.float64)
+    # float64 before anything is compared: a threshold must select the very rows it was chosen on
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if labels.shape != probabilities.shape or labels.ndim != 1:
+        raise DataError(
+            "labels and probabilities do not pair up",
+            found=f"shapes {labels.shape} and {probabilities.shape}",
+            expected="one probability per label",
+            remedy="score exactly the rows that are labelled",
+        )
+    bad = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)))  # NaN fails both
+    if len(bad):
+        raise DataError(
+            "a model gave scores that are no probabilities",
+            found=f"{len(bad)} of {len(probabilities)}, the first {probabilities[bad[0]]}",
+            expected="finite numbers from 0 to 1",
+            remedy="train the model again; its weights are damaged",
+        )
+    if len(np.unique(labels)) != 2:
+        raise TrainingError(
+            "a model cannot be measured on one class",
+            found=f"{int(labels.sum())} positives in {len(labels)} rows",
+            expected="both classes",
+            remedy="add as-of days, or widen the audience's label",
+        )
+    return labels, probabilities

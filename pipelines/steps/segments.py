@@ -1,0 +1,95 @@
+"""Segments: which devices of a day's predictions an advertiser gets, and how right that was."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.steps.errors import DataError
+from pipelines.steps.project import SegmentSpec
+
+
+def select_segments(
+    predictions: DataFrame, segments: Sequence[SegmentSpec], thresholds: Mapping[str, float | None]
+) -> DataFrame:
+    """The devices of each segment.
+
+    Args:
+        predictions: `audience`, `device_id`, `day`, `probability` of one audience and one day.
+        segments: By top fraction or size: the most probable devices, ties broken by id. By minimum
+            precision: the devices at or above the threshold that reached it on validation.
+        thresholds: Segment name → that threshold, or None where none reached the precision.
+
+    Returns:
+        The predictions' columns and `segment`; a device may be in several segments.
+
+    Raises:
+        DataError: A wanted precision was not reached on validation.
+    """
+    devices = predictions.count()
+    parts = [
+        _select(predictions, segment, devices, thresholds).withColumn("segment", F.lit(segment.name))
+        for segment in segments
+    ]
+    union = parts[0]
+    for part in parts[1:]:
+        union = union.unionByName(part)
+    return union.select("audience", "segment", "day", "device_id", "probability")
+
+
+def _select(
+    predictions: DataFrame, segment: SegmentSpec, devices: int, thresholds: Mapping[str, float | None]
+) -> DataFrame:
+    if segment.min_precision is None:
+        most = segment.size if segment.size is not None else ceil((segment.top_fraction or 0) * devices)
+        return predictions.orderBy(F.desc("probability"), "device_id").limit(most)
+    threshold = thresholds.get(segment.name)
+    if threshold is None:
+        raise DataError(
+            f"segment {segment.name}: no threshold is known for its minimum precision",
+            found="none reached it on the validation devices" if segment.name in thresholds else "never computed",
+            expected=f"a precision of {segment.min_precision} or more",
+            remedy="ask for a lower min_precision, or for a top_fraction or size; then train again",
+        )
+    # float32 as stored: the threshold is itself one of the validation scores.
+    return predictions.where(F.col("probability") >= F.lit(threshold).cast("float"))
+
+
+@dataclass(frozen=True)
+class SegmentOutcome:
+    """What became of a segment once its horizon had passed.
+
+    Attributes:
+        devices: Size of the segment.
+        converted: How many of them converted within the horizon.
+        base_rate: Share of all scored devices that converted.
+    """
+
+    segment: str
+    devices: int
+    converted: int
+    base_rate: float
+
+    @property
+    def precision(self) -> float:
+        return self.converted / self.devices
+
+    @property
+    def lift(self) -> float:
+        return self.precision / self.base_rate if self.base_rate else float("nan")
+
+
+def measure_segments(segments: DataFrame, labelled: DataFrame) -> list[SegmentOutcome]:
+    """The precision that each segment really had.
+
+    Args:
+        segments: `segment`, `device_id`, `day`.
+        labelled: `device_id`, `day`, `label` of all scored devices of that day.
+    """
+    base: Column = F.avg("label")
+    base_rate = float(labelled.agg(base).first()[0] or 0.0)  # type: ignore[index]
+    joined = segments.join(labelled.select("device_id", "day", "label"), ["device_id", "day"])
+    counts = joined.groupBy("segment").agg(F.count("*"), F.sum("label")).orderBy("segment").collect()
+    return [SegmentOutcome(name, devices, int(converted), base_rate) for name, devices, converted in counts]

@@ -1,0 +1,246 @@
+"""The rows a model is trained on: labels, splits and encoded tokens, as flat arrays.
+
+What belongs here: reading the training set, the refusals that hold for every model, and the sparse
+matrix that the baselines read. What does not: anything about one kind of model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+
+from pipelines.steps.errors import DataError, TrainingError
+from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged
+
+TRAIN = 0
+VALIDATION = 1
+TEST = 2
+SPLIT_NAMES: Mapping[int, str] = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Labelled, encoded rows of one or more splits.
+
+    Attributes:
+        labels: float32 [rows], 0 or 1.
+        split: int8 [rows], one of TRAIN, VALIDATION, TEST.
+        bags: Field name → ids of every row, in field order.
+    """
+
+    labels: np.ndarray
+    split: np.ndarray
+    bags: EncodedRows
+
+    @property
+    def rows(self) -> int:
+        return len(self.labels)
+
+    def subset(self, split: int) -> "TrainingRows":
+        """The rows of one split, in their order."""
+        rows = np.flatnonzero(self.split == split)
+        bags = {name: bag.take(rows) for name, bag in self.bags.items()}
+        return TrainingRows(self.labels[rows], self.split[rows], bags)
+
+
+def read_training_rows(paths: Sequence[Path], fields: Sequence[str]) -> TrainingRows:
+    """Reads Parquet files of `label` (int8), `split` (int8) and one list<int32> column per field.
+
+    One row group at a time, straight into flat arrays: no Python object per row.
+
+    Raises:
+        DataError: There is no file, or a column is missing, null or of another type.
+    """
+    if not paths:
+        raise DataError(
+            "the training set has no files",
+            found="an empty list of paths",
+            expected="at least one Parquet file",
+            remedy="materialize training_set first",
+        )
+    labels: list[np.ndarray] = []
+    split: list[np.ndarray] = []
+    pieces: dict[str, list[Ragged]] = {name: [] for name in fields}
+    for path in paths:
+        with _open_parquet(path) as file:
+            _check_schema(path, file.schema_arrow, fields)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["label", "split", *fields])
+                labels.append(_flat_column(path, table, "label").astype(np.float32))
+                split.append(_flat_column(path, table, "split").astype(np.int8))
+                for name in fields:
+                    pieces[name].append(Ragged.from_arrow(table.column(name)))
+    return TrainingRows(
+        labels=np.concatenate(labels) if labels else np.empty(0, dtype=np.float32),
+        split=np.concatenate(split) if split else np.empty(0, dtype=np.int8),
+        bags={name: _concatenate(pieces[name]) for name in fields},
+    )
+
+
+def check_trainable(rows: TrainingRows, splits: Sequence[int] = (TRAIN, VALIDATION, TEST)) -> None:
+    """Refuses rows that no model could be trained or measured on.
+
+    Args:
+        rows: All splits together.
+        splits: The splits that will be used; training itself never reads TEST.
+
+    Raises:
+        TrainingError: No field, an empty split, no positives, one class in a split, or a field
+            whose training bags hold no token.
+    """
+    if not rows.bags:
+        raise TrainingError(
+            "the training set has no feature fields",
+            found="0 fields",
+            expected="at least one field of encoded tokens",
+            remedy="name fields in audiences/fields.yaml",
+        )
+    _check_labels(rows, splits)
+    for name, bag in rows.subset(TRAIN).bags.items():
+        if not np.any(bag.values != MISSING_ID):
+            raise TrainingError(
+                f"field {name!r} has no token in any training row",
+                found=f"only the MISSING id in {bag.rows} rows",
+                expected="some tokens",
+                remedy="check the field's column and normalizer, lower its min_devices, or remove the field",
+            )
+
+
+def check_vocabulary(bags: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> None:
+    """Refuses ids that the vocabulary cannot have given.
+
+    Raises:
+        TrainingError: Other fields than the vocabulary's, or an id outside it.
+    """
+    if list(bags) != list(vocabulary_sizes):
+        raise TrainingError(
+            "the training set and the vocabulary have different fields",
+            found=list(bags),
+            expected=list(vocabulary_sizes),
+            remedy="rebuild training_set with this vocabulary",
+        )
+    for name, bag in bags.items():
+        size = vocabulary_sizes[name]
+        if len(bag.values) and not 0 <= bag.values.min() <= bag.values.max() < size:
+            raise TrainingError(
+                f"field {name!r} holds ids outside its vocabulary",
+                found=f"ids from {bag.values.min()} to {bag.values.max()}",
+                expected=f"ids from 0 to {size - 1}",
+                remedy="rebuild training_set with this vocabulary",
+            )
+
+
+def multi_hot(bags: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> sparse.csr_matrix:
+    """Token counts per row, the fields side by side in the order of `vocabulary_sizes`.
+
+    Returns:
+        float32 CSR [rows, sum of sizes]; a token that a row holds twice counts 2.
+    """
+    lengths = np.stack([bags[name].lengths for name in vocabulary_sizes], axis=1)  # rows × fields
+    cell_ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
+    cell_starts = cell_ends - lengths
+    columns = np.empty(lengths.sum(), dtype=np.int32)
+    first_column = 0
+    for index, (name, size) in enumerate(vocabulary_sizes.items()):
+        bag = bags[name]
+        shift = np.repeat(cell_starts[:, index] - bag.offsets[:-1], bag.lengths)
+        columns[np.arange(len(bag.values)) + shift] = bag.values + first_column
+        first_column += size
+    row_ends = cell_ends[:, -1]
+    matrix = sparse.csr_matrix(
+        (np.ones(len(columns), dtype=np.float32), columns, np.concatenate([[0], row_ends])),
+        shape=(len(lengths), first_column),
+    )
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _check_labels(rows: TrainingRows, splits: Sequence[int]) -> None:
+    for split in splits:
+        name = SPLIT_NAMES[split]
+        labels = rows.labels[rows.split == split]
+        positives = int(np.count_nonzero(labels == 1))
+        negatives = int(np.count_nonzero(labels == 0))
+        found = f"{positives} positives and {negatives} negatives in {len(labels)} rows"
+        if not len(labels):
+            raise TrainingError(
+                f"split {name!r} has no rows",
+                found=f"{rows.rows} rows in other splits",
+                expected="rows in every split",
+                remedy="add as-of days to train on, or shorten the horizon",
+            )
+        if positives + negatives != len(labels):
+            raise TrainingError(
+                f"split {name!r} holds labels that are neither 0 nor 1",
+                found=found,
+                expected="0 or 1 for every row",
+                remedy="rebuild training_set",
+            )
+        if not positives:
+            raise TrainingError(
+                f"split {name!r} has no positives",
+                found=found,
+                expected="both classes",
+                remedy="widen the audience's label or its horizon, or add as-of days",
+            )
+        if not negatives:
+            raise TrainingError(
+                f"split {name!r} has only one class",
+                found=found,
+                expected="both classes",
+                remedy="narrow the audience's label: it now holds for every device",
+            )
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"training set file {path} cannot be read",
+            found=repr(error),
+            expected="a Parquet file",
+            remedy="materialize training_set again",
+        ) from error
+
+
+def _check_schema(path: Path, schema: pa.Schema, fields: Sequence[str]) -> None:
+    expected = {"label": "int8", "split": "int8"} | dict.fromkeys(fields, "list<int32>")
+    found = {name: _type_name(schema.field(name).type) for name in expected if name in schema.names}
+    if found != expected:
+        raise DataError(
+            f"training set file {path} has other columns than expected",
+            found=found,
+            expected=expected,
+            remedy="rebuild training_set with the fields of audiences/fields.yaml",
+        )
+
+
+def _type_name(column_type: pa.DataType) -> str:
+    if pa.types.is_list(column_type):
+        return f"list<{column_type.value_type}>"  # whatever the writer called the list's element
+    return str(column_type)
+
+
+def _flat_column(path: Path, table: pa.Table, name: str) -> np.ndarray:
+    column = table.column(name)
+    if column.null_count:
+        raise DataError(
+            f"column {name!r} of training set file {path} holds nulls",
+            found=f"{column.null_count} nulls in {len(column)} rows",
+            expected="no nulls",
+            remedy="rebuild training_set",
+        )
+    return np.asarray(column)
+
+
+def _concatenate(pieces: Sequence[Ragged]) -> Ragged:
+    if not pieces:
+        return Ragged(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
+    offsets = np.zeros(sum(piece.rows for piece in pieces) + 1, dtype=np.int64)
+    np.cumsum(np.concatenate([piece.lengths for piece in pieces]), out=offsets[1:])
+    return Ragged(np.concatenate([piece.values for piece in pieces]), offsets)

@@ -1,0 +1,134 @@
+"""Labelled, encoded rows: as-of snapshots × devices, labels strictly after the as-of day."""
+
+from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from pipelines.steps.errors import DataError
+from pipelines.steps.feature_vocabulary import Ragged, Vocabulary
+from pipelines.steps.project import Audience, RollingDays
+from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION
+
+SPLIT_GRAIN = 10_000
+"""Devices are split to a ten-thousandth."""
+
+
+def label_days(as_of: date, horizon_days: int) -> list[date]:
+    """The days whose events decide the label of an as-of day: the `horizon_days` after it."""
+    return [as_of + timedelta(days=ahead) for ahead in range(1, horizon_days + 1)]
+
+
+def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_days: int) -> list[date]:
+    """The as-of days to train on, oldest first.
+
+    Args:
+        audience: Names the days, or asks for the newest matured ones.
+        known_days: Days whose events are in the lake.
+        window_days: The look-back; a rolling as-of day needs a whole window.
+
+    Raises:
+        DataError: A day named has not matured, or too few have.
+    """
+    known = set(known_days)
+
+    def matured(as_of: date) -> bool:
+        return known.issuperset(label_days(as_of, audience.horizon_days))
+
+    if not isinstance(audience.as_of_days, RollingDays):
+        unripe = [day for day in audience.as_of_days if not matured(day)]
+        if unripe:
+            raise _not_matured(audience, unripe, known_days)
+        return list(audience.as_of_days)
+    rolling = audience.as_of_days
+    newest = max(known, default=date.min) - timedelta(days=audience.horizon_days) if known else date.min
+    days = [newest - timedelta(days=back * rolling.every_days) for back in range(rolling.count)]
+    first = min(known, default=date.max)
+    unripe = [d for d in days if not matured(d) or d - timedelta(days=window_days - 1) < first]
+    if unripe:
+        raise _not_matured(audience, unripe, known_days)
+    return sorted(days)
+
+
+def label_devices(
+    feature_tokens: DataFrame, events: DataFrame, predicate: str, horizon_days: int
+) -> DataFrame:
+    """Adds the int8 column `label`: 1 where an event of the device satisfies the predicate in time.
+
+    Args:
+        feature_tokens: `device_id` and `day`, the as-of day.
+        events: `device_id`, `event_time` and the columns of the predicate, of all the label days.
+        predicate: Spark SQL.
+        horizon_days: An event counts in [as-of day + 1 day 00:00, that + horizon_days).
+    """
+    conversions = events.where(F.expr(predicate)).select("device_id", F.to_date("event_time").alias("converted_on"))
+    as_of_days = feature_tokens.select("day").distinct()
+    ahead = F.datediff("converted_on", "day")
+    positive = (
+        conversions.join(F.broadcast(as_of_days), ahead.between(1, horizon_days))
+        .select("device_id", "day")
+        .distinct()
+        .withColumn("label", F.lit(1).cast("tinyint"))
+    )
+    return feature_tokens.join(positive, ["device_id", "day"], "left").fillna({"label": 0})
+
+
+def split_devices(seed: int, validation_fraction: float, test_fraction: float) -> Column:
+    """The split of a device, by a seeded hash of its id: the same on all its as-of days."""
+    position = F.pmod(F.xxhash64(F.lit(seed), F.col("device_id")), F.lit(SPLIT_GRAIN))
+    test_end = round(test_fraction * SPLIT_GRAIN)
+    validation_end = test_end + round(validation_fraction * SPLIT_GRAIN)
+    split = F.when(position < test_end, TEST).when(position < validation_end, VALIDATION).otherwise(TRAIN)
+    return split.cast("tinyint")
+
+
+def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
+    """Replaces each field's tokens by ids, with the function that scoring uses too.
+
+    Args:
+        labelled: `device_id`, `day`, `label`, `split` and the fields' tokens.
+        vocabulary: Its fields are the ones kept.
+
+    Returns:
+        `device_id`, `day`, `label`, `split` and one array<int> per field, never empty.
+    """
+    kept = ["device_id", "day", "label", "split"]
+    fields = [field.name for field in vocabulary.fields]
+
+    def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            bags = vocabulary.encode(batch)
+            columns = [batch.column(name) for name in kept] + [_list_array(bags[name]) for name in fields]
+            yield pa.RecordBatch.from_arrays(columns, names=[*kept, *fields])
+
+    narrow = labelled.select(*kept, *fields)
+    schema = StructType([f for f in narrow.schema.fields if f.name in kept])
+    for name in fields:
+        schema = schema.add(name, "array<int>")
+    return narrow.mapInArrow(encode, schema)
+
+
+def count_splits(rows: DataFrame) -> list[dict[str, object]]:
+    """Rows, positives and label rate per as-of day and split, in order."""
+    counts = rows.groupBy("day", "split").agg(
+        F.count("*").alias("rows"), F.sum("label").alias("positives"), F.avg("label").alias("label_rate")
+    )
+    return [row.asDict() for row in counts.orderBy("day", "split").collect()]
+
+
+def _list_array(bag: Ragged) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(bag.offsets.astype(np.int32)), pa.array(bag.values))
+
+
+def _not_matured(audience: Audience, unripe: Sequence[date], known_days: Sequence[date]) -> DataError:
+    known = f"{min(known_days)} to {max(known_days)} ({len(known_days)} days)" if known_days else "none"
+    return DataError(
+        f"{audience.name}: as-of days {', '.join(day.isoformat() for day in sorted(unripe))} cannot be trained on",
+        found=f"app_events of {known}",
+        expected=f"a whole window before, and every one of the {audience.horizon_days} days after each as-of day",
+        remedy="materialize app_events for these days, or name earlier as-of days in the audience's file",
+    )

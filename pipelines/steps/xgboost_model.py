@@ -1,0 +1,127 @@
+"""Gradient-boosted trees on token counts: the baseline that the network has to beat."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xgboost
+
+from pipelines.steps.training_rows import (
+    TRAIN,
+    VALIDATION,
+    TrainingRows,
+    check_trainable,
+    check_vocabulary,
+    multi_hot,
+)
+
+
+@dataclass(frozen=True)
+class XGBoostConfig:
+    """How the trees are grown.
+
+    Attributes:
+        max_rounds: Trees at most.
+        patience: Trees without gain in validation AUC after which growing stops.
+        learning_rate: Weight of each new tree.
+        max_depth: Depth of a tree.
+        min_child_weight: Hessian that a leaf needs; keeps leaves off single rare rows.
+        l2_regularization: XGBoost's lambda.
+        row_share: Share of the rows each tree sees.
+        column_share: Share of the tokens each tree sees.
+        threads: Threads to train with; None takes all cores.
+        seed: Everything random follows from it.
+    """
+
+    max_rounds: int = 1_000
+    patience: int = 50
+    learning_rate: float = 0.1
+    max_depth: int = 6
+    min_child_weight: float = 2.0
+    l2_regularization: float = 2.0
+    row_share: float = 0.8
+    column_share: float = 0.5
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainedXGBoost:
+    """The trees up to the best round.
+
+    Attributes:
+        booster: The trees, cut after the best round.
+        config: What they were grown with.
+        validation_auc: Validation AUC after each round, the ones cut off included.
+        best_round: Number of trees kept.
+    """
+
+    booster: xgboost.Booster
+    config: XGBoostConfig
+    validation_auc: tuple[float, ...]
+    best_round: int
+
+    engine = "xgboost"
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """Name and parameters for a bundle's manifest; the trees carry the rest."""
+        return {
+            "name": "boosted_trees",
+            "trees": self.best_round,
+            "max_depth": self.config.max_depth,
+            "learning_rate": self.config.learning_rate,
+        }
+
+    def weights(self) -> bytes:
+        """The content of model.ubj."""
+        return bytes(self.booster.save_raw(raw_format="ubj"))
+
+
+def train_xgboost(
+    rows: TrainingRows, vocabulary_sizes: Mapping[str, int], config: XGBoostConfig
+) -> TrainedXGBoost:
+    """Grows trees on the TRAIN rows until the VALIDATION rows are ranked no better.
+
+    Raises:
+        TrainingError: The rows are not trainable.
+    """
+    check_trainable(rows, splits=(TRAIN, VALIDATION))
+    check_vocabulary(rows.bags, vocabulary_sizes)
+    train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
+    curves: dict[str, dict[str, list[float]]] = {}
+    grown = xgboost.train(
+        _parameters(config),
+        _matrix(train, vocabulary_sizes, config),
+        num_boost_round=config.max_rounds,
+        evals=[(_matrix(validation, vocabulary_sizes, config), "validation")],
+        early_stopping_rounds=config.patience,
+        evals_result=curves,
+        verbose_eval=False,
+    )
+    best_round = grown.best_iteration + 1
+    return TrainedXGBoost(grown[:best_round], config, tuple(curves["validation"]["auc"]), best_round)
+
+
+def _matrix(
+    rows: TrainingRows, vocabulary_sizes: Mapping[str, int], config: XGBoostConfig
+) -> xgboost.DMatrix:
+    counts = multi_hot(rows.bags, vocabulary_sizes)  # an absent token is XGBoost's "missing"
+    return xgboost.DMatrix(counts, label=rows.labels, nthread=config.threads)
+
+
+def _parameters(config: XGBoostConfig) -> dict[str, object]:
+    parameters: dict[str, object] = {
+        "objective": "binary:logistic",
+        "eval_metric": "auc",
+        "tree_method": "hist",
+        "learning_rate": config.learning_rate,
+        "max_depth": config.max_depth,
+        "min_child_weight": config.min_child_weight,
+        "lambda": config.l2_regularization,
+        "subsample": config.row_share,
+        "colsample_bytree": config.column_share,
+        "seed": config.seed,
+    }
+    if config.threads is not None:
+        parameters["nthread"] = config.threads
+    return parameters

@@ -1,0 +1,205 @@
+"""Tables on a file system that driver and executors share: atomic, versioned partitions.
+
+A table is `<root>/<table>/`. Data lie in `data/<version>/by_<column>=<value>/…/*.parquet`; which version
+a partition has is said by one small file, `partitions/<value>/….json`, replaced atomically. So a
+reader sees the old partition or the new one, never a half; a killed write leaves a data directory
+that no partition names, and the next write of the table removes it.
+
+What does not belong here: what the rows mean.
+"""
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+from pydantic import Field
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from pipelines.steps.errors import DataError
+
+ORPHAN_AGE_SECONDS = 24 * 3600
+"""Unnamed data younger than this may belong to a write in progress, or to a reader of the last version."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What is known of one partition of a table.
+
+    Attributes:
+        key: Values of the partition columns joined by "/", such as "car_buyers/2025-05-30".
+        version: The write that made it.
+        directory: Where its Parquet files lie, relative to the table; absent files mean no rows.
+        rows: Number of rows.
+        schema: The rows' Spark schema, as JSON.
+        properties: What the writer wants to remember: hashes, counts, versions.
+    """
+
+    key: str
+    version: str
+    directory: str
+    rows: int
+    schema: str
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Reads and writes the tables of the factory."""
+
+    root: str = Field(description="Directory of all tables; a path that driver and executors share.")
+
+    def partition(self, table: str, key: str) -> Partition:
+        """The current version of one partition.
+
+        Raises:
+            DataError: The partition was never written.
+        """
+        try:
+            return Partition(**json.loads(self._pointer(table, key).read_bytes()))
+        except FileNotFoundError:
+            raise DataError(
+                f"{table} has no partition {key}",
+                found=_abridged(self.partition_keys(table)) or "no partition at all",
+                expected=key,
+                remedy=f"materialize {table} for {key} first",
+            ) from None
+
+    def partition_keys(self, table: str) -> list[str]:
+        """The keys of all partitions of a table, sorted."""
+        pointers = self._table(table) / "partitions"
+        return sorted(p.relative_to(pointers).with_suffix("").as_posix() for p in pointers.rglob("*.json"))
+
+    def files(self, table: str, key: str) -> list[Path]:
+        """The Parquet files of a partition; none where it has no rows."""
+        return sorted((self._table(table) / self.partition(table, key).directory).glob("*.parquet"))
+
+    def read(self, spark: SparkSession, table: str, keys: Iterable[str]) -> DataFrame:
+        """The rows of the partitions named.
+
+        Raises:
+            DataError: A partition was never written; names all that are missing.
+        """
+        wanted = list(keys)
+        missing = sorted(set(wanted) - set(self.partition_keys(table)))
+        if missing or not wanted:
+            raise DataError(
+                f"{table} lacks {len(missing)} of the {len(wanted)} partitions asked for",
+                found=_abridged(self.partition_keys(table)) or "no partition at all",
+                expected=_abridged(missing),
+                remedy=f"materialize {table} for these partitions first (a backfill over the range does it)",
+            )
+        partitions = [self.partition(table, key) for key in wanted]
+        schema = StructType.fromJson(json.loads(partitions[-1].schema))
+        paths = [str(self._table(table) / p.directory) for p in partitions if p.rows]
+        if not paths:
+            return spark.createDataFrame([], schema)
+        return spark.read.schema(schema).parquet(*paths)
+
+    def write(
+        self,
+        frame: DataFrame,
+        table: str,
+        *,
+        by: Sequence[str],
+        keys: Sequence[str],
+        properties: Mapping[str, Any] | None = None,
+        sort: Sequence[str] = (),
+        files_per_partition: int = 1,
+    ) -> dict[str, Partition]:
+        """Replaces the partitions `keys` by the rows of `frame`, in one Spark job.
+
+        Args:
+            frame: The rows, with the columns `by`.
+            table: The table's name.
+            by: Partition columns; their values joined by "/" are the keys.
+            keys: Every partition to replace; one without rows becomes empty.
+            properties: Remembered with each of these partitions.
+            sort: Columns that order the rows of a file; the first one spreads rows over files.
+            files_per_partition: Parquet files a partition is written to, and so tasks that read it.
+
+        Raises:
+            DataError: The frame has rows of a partition not in `keys`; nothing is replaced.
+        """
+        version = f"{time.time_ns():x}-{uuid.uuid4().hex[:8]}"
+        data = self._table(table) / "data" / version
+        schema = frame.schema.json()
+        # Copies, because Spark takes the columns it partitions by out of the files.
+        directories = {f"by_{column}": F.col(column) for column in by}
+        spread = [F.pmod(F.xxhash64(sort[0]), F.lit(files_per_partition))] if files_per_partition > 1 else []
+        (
+            frame.withColumns(directories)
+            .repartition(*by, *spread)  # Spark's adaptive execution chooses how many tasks
+            .sortWithinPartitions(*by, *sort)
+            .write.partitionBy(*directories)
+            .parquet(str(data))
+        )
+        written = self._written(table, version, by, schema, dict(properties or {}))
+        unexpected = sorted(set(written) - set(keys))
+        if unexpected:
+            shutil.rmtree(data)
+            raise DataError(
+                f"rows of other partitions than asked for were about to be written to {table}",
+                found=_abridged(unexpected),
+                expected=_abridged(list(keys)),
+                remedy="this is a fault of the step that made the rows; nothing was replaced",
+            )
+        empty = Partition("", version, f"data/{version}/empty", 0, schema, dict(properties or {}))
+        partitions = {key: written.get(key, Partition(**(asdict(empty) | {"key": key}))) for key in keys}
+        for key, partition in partitions.items():
+            self._publish(table, key, partition)
+        self._remove_orphans(table)
+        return partitions
+
+    def _written(
+        self, table: str, version: str, by: Sequence[str], schema: str, properties: dict[str, Any]
+    ) -> dict[str, Partition]:
+        home = self._table(table)
+        rows: dict[str, int] = {}
+        for file in sorted((home / "data" / version).rglob("*.parquet")):
+            directory = file.parent.relative_to(home).as_posix()
+            rows[directory] = rows.get(directory, 0) + pq.read_metadata(file).num_rows
+        partitions = {}
+        for directory, count in rows.items():
+            values = [part.split("=", 1)[1] for part in directory.split("/")[-len(by) :]]
+            key = "/".join(values)
+            partitions[key] = Partition(key, version, directory, count, schema, properties)
+        return partitions
+
+    def _publish(self, table: str, key: str, partition: Partition) -> None:
+        pointer = self._pointer(table, key)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        draft = pointer.with_suffix(f".{partition.version}.tmp")
+        with draft.open("w") as stream:
+            json.dump(asdict(partition), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(pointer)
+
+    def _remove_orphans(self, table: str) -> None:
+        """Removes versions that no partition names and that nobody can still be writing or reading."""
+        named = {self.partition(table, key).version for key in self.partition_keys(table)}
+        for directory in (self._table(table) / "data").iterdir():
+            written_at = int(directory.name.split("-")[0], 16) / 1e9
+            if directory.name not in named and time.time() - written_at > ORPHAN_AGE_SECONDS:
+                shutil.rmtree(directory)
+
+    def _table(self, table: str) -> Path:
+        return Path(self.root).absolute() / table
+
+    def _pointer(self, table: str, key: str) -> Path:
+        return self._table(table) / "partitions" / f"{key}.json"
+
+
+def _abridged(keys: Sequence[str], most: int = 6) -> str:
+    if len(keys) <= most:
+        return ", ".join(keys)
+    return f"{', '.join(keys[: most - 1])}, … {keys[-1]} ({len(keys)} in all)"

@@ -1,0 +1,84 @@
+"""The Spark session: lazy, typed, local, on a cluster, or through Spark Connect."""
+
+import os
+import sys
+from typing import Any
+
+import dagster as dg
+from dagster_pyspark import LazyPySparkResource
+from pydantic import Field, PrivateAttr
+from pyspark.sql import SparkSession
+
+_ALWAYS = {
+    "spark.sql.session.timeZone": "UTC",
+    # A partition is written to a directory of its own, so nothing is ever overwritten in place.
+    "spark.sql.sources.partitionOverwriteMode": "static",
+    # Parquet rows keep the writer's types: a field that is missing is an error, never a silent null.
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+}
+_LOCAL = {
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    # A year of days is 366 directories: listed in the driver in a moment, but as 366 tasks in a minute.
+    "spark.sql.sources.parallelPartitionDiscovery.threshold": "10000",
+}
+
+
+class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """A Spark session that starts when first asked for and stops with the run that started it.
+
+    It composes dagster-pyspark's `LazyPySparkResource`, which has no Connect and never stops.
+    """
+
+    master: str = Field(default="local[*]", description="Spark master URL, used unless `remote` is set.")
+    remote: str | None = Field(default=None, description="Spark Connect URL, such as sc://host:15002.")
+    app_name: str = Field(default="audience_factory", description="Name shown in Spark's own UI.")
+    driver_memory: str = Field(default="2g", description="Heap of the driver's JVM.")
+    python_memory: str | None = Field(default=None, description="Limit of an executor's Python workers; none if unset.")
+    shuffle_partitions: int = Field(default=8, ge=1, description="Tasks after a shuffle, before coalescing.")
+    conf: dict[str, str] = Field(default={}, description="Any other Spark setting; wins over the above.")
+
+    _session: Any = PrivateAttr(default=None)
+    _owned: bool = PrivateAttr(default=False)
+
+    @property
+    def session(self) -> SparkSession:
+        """The session, started now if there is none."""
+        if self._session is None:
+            self._owned = SparkSession.getActiveSession() is None
+            self._session = self._connect() if self.remote else self._start()
+        return self._session  # type: ignore[no-any-return]
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Stops the session, unless it was there before (in a notebook, or shared by tests)."""
+        if self._session is not None and self._owned:
+            self._session.stop()
+        self._session = None
+
+    def _settings(self) -> dict[str, str]:
+        return {
+            **_ALWAYS,
+            "spark.app.name": self.app_name,
+            "spark.sql.shuffle.partitions": str(self.shuffle_partitions),
+            **self.conf,
+        }
+
+    def _start(self) -> SparkSession:
+        # Workers must be this interpreter: another one has neither our packages nor our versions.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        settings = {
+            "spark.master": self.master,
+            "spark.driver.memory": self.driver_memory,
+            **({"spark.executor.pyspark.memory": self.python_memory} if self.python_memory else {}),
+            "spark.ui.showConsoleProgress": "false",
+            "spark.log.level": "ERROR",
+            **(_LOCAL if self.master.startswith("local") else {}),
+            **self._settings(),
+        }
+        return LazyPySparkResource(spark_config=settings).spark_session  # type: ignore[no-any-return]
+
+    def _connect(self) -> SparkSession:
+        builder = SparkSession.builder.remote(self.remote or "")
+        for key, value in self._settings().items():
+            builder = builder.config(key, value)
+        return builder.getOrCreate()
