@@ -1,6 +1,6 @@
 """training_set: one audience's labelled, encoded rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 
 import dagster as dg
@@ -109,9 +109,11 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     return [training_set, training_set_checks]
 
 
-def _count_outside(sizes: dict[str, int]) -> Column:
-    outside = [F.size(F.filter(name, lambda i, size=size: (i < 0) | (i >= size))) for name, size in sizes.items()]
-    return reduce(lambda a, b: a + b, outside)
+def _count_outside(sizes: Mapping[str, int]) -> Column:
+    def outside(name: str, size: int) -> Column:
+        return F.size(F.filter(name, lambda token_id: (token_id < 0) | (token_id >= size)))
+
+    return reduce(Column.__add__, [outside(name, size) for name, size in sizes.items()])
 
 
 def _splits(rows: DataFrame) -> pd.DataFrame:

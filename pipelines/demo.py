@@ -135,13 +135,12 @@ def _close_killed_runs(instance: dg.DagsterInstance) -> None:
 
 
 def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
-    from pipelines.definitions import build_definitions  # reads the environment that _prepare has set
+    from pipelines.definitions import defs  # reads the environment that _prepare has set
 
-    definitions = build_definitions()
     source = demo.project.fields.events
     last_day = demo.scored_day + timedelta(days=max(a.horizon_days for a in demo.project.audiences))
     explicit = {day for a in demo.project.audiences if not isinstance(a.as_of_days, RollingDays) for day in a.as_of_days}
-    chain = _Chain(definitions, instance)
+    chain = _Chain(defs, instance)
     chain.run("ingestion_job", f"events of {source.first_day} to {last_day}", first=source.first_day, last=last_day)
     for day in sorted(explicit):
         chain.run("features_job", f"features as of {day}", first=day, last=day)

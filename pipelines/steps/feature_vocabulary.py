@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines.steps.errors import BundleError, DataError
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
     from pipelines.steps.project import FieldSpec
 
@@ -218,11 +218,10 @@ def count_token_devices(feature_tokens: "DataFrame", fields: Sequence[str]) -> "
     """
     from pyspark.sql import functions as F  # a bundle must score where there is no Spark
 
-    entries = [
-        F.transform(name, lambda token, name=name: F.struct(F.lit(name).alias("field"), token.alias("token")))
-        for name in fields
-    ]
-    tokens = feature_tokens.select("device_id", F.inline(F.concat(*entries))).distinct()
+    def entries(name: str) -> "Column":
+        return F.transform(name, lambda token: F.struct(F.lit(name).alias("field"), token.alias("token")))
+
+    tokens = feature_tokens.select("device_id", F.inline(F.concat(*map(entries, fields)))).distinct()
     return tokens.groupBy("field", "token").agg(F.count("*").alias("devices"))
 
 

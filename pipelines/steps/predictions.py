@@ -15,8 +15,11 @@ from pipelines.steps.model_bundle import Scorer, load_bundle
 MAX_PARITY_DIFFERENCE = 1e-6
 """Spark's answer and plain PyTorch's may differ by this much at most."""
 
-load_bundle_once = lru_cache(maxsize=32)(load_bundle)
-"""Once per worker process: a version's directory never changes."""
+
+@lru_cache(maxsize=32)
+def load_bundle_once(directory: Path) -> Scorer:
+    """A bundle, loaded once per worker process: the directory of a version never changes."""
+    return load_bundle(directory)
 
 
 def score_devices(feature_tokens: DataFrame, bundles: Mapping[str, Path]) -> DataFrame:

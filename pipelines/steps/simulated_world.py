@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,28 +38,26 @@ TRUTH_FILE = "truth.parquet"
 WORLD_FILE = "world.json"
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
-EVENT_SCHEMA = pa.schema(
-    [
-        pa.field("device_id", pa.string()),
-        pa.field("event_time", TIMESTAMP),
-        pa.field("received_at", TIMESTAMP, nullable=False),
-        pa.field("event_name", pa.string(), nullable=False),
-        pa.field("device_name", pa.string()),
-        pa.field("device_model", pa.string()),
-        pa.field("app_package", pa.string()),
-        pa.field("campaign", pa.string()),
-        pa.field("product", pa.string()),
-    ]
-)
+_EVENT_FIELDS: list["pa.Field[Any]"] = [
+    pa.field("device_id", pa.string()),
+    pa.field("event_time", TIMESTAMP),
+    pa.field("received_at", TIMESTAMP, nullable=False),
+    pa.field("event_name", pa.string(), nullable=False),
+    pa.field("device_name", pa.string()),
+    pa.field("device_model", pa.string()),
+    pa.field("app_package", pa.string()),
+    pa.field("campaign", pa.string()),
+    pa.field("product", pa.string()),
+]
+EVENT_SCHEMA = pa.schema(_EVENT_FIELDS)
 """Columns of one day's file; the hive column `day` (UTC day of `received_at`) is in the path only."""
 
-TRUTH_SCHEMA = pa.schema(
-    [
-        pa.field("device_id", pa.string(), nullable=False),
-        pa.field("daily_hazard", pa.float64(), nullable=False),
-        pa.field("emulator", pa.bool_(), nullable=False),
-    ]
-)
+_TRUTH_FIELDS: list["pa.Field[Any]"] = [
+    pa.field("device_id", pa.string(), nullable=False),
+    pa.field("daily_hazard", pa.float64(), nullable=False),
+    pa.field("emulator", pa.bool_(), nullable=False),
+]
+TRUTH_SCHEMA = pa.schema(_TRUTH_FIELDS)
 """One row per device; the id is lower-case, as a pipeline that cleans ids would keep it."""
 
 # --- Dirt: shares of the base events (duplicates: of all rows), but for emulators: of devices. ---
@@ -90,29 +89,17 @@ APP_OPEN, AD_IMPRESSION, AD_CLICK, PURCHASE = range(4)
 EVENT_SHARES = (0.60, 0.32, 0.06, 0.02)
 """Of a device's events, car purchases aside: the same for every device."""
 CAR = "car"
-INTERESTS = (
-    "auto",
-    "finance",
-    "family",
-    "travel",
-    "home",
-    "sports",
-    "news",
-    "gaming",
-    "music",
-    "fashion",
-    "food",
-    "health",
-)
-OTHER_PRODUCTS = ("phone", "insurance", "toys", "travel", "furniture", "sportswear")
+INTERESTS: tuple[str, ...] = ("auto", "finance", "family", "travel", "home", "sports")
+INTERESTS += ("news", "gaming", "music", "fashion", "food", "health")
+OTHER_PRODUCTS: tuple[str, ...] = ("phone", "insurance", "toys", "travel", "furniture", "sportswear")
 OTHER_PRODUCTS += ("book", "game", "headphones", "fashion", "groceries", "cosmetics")
 """Bought by whom has the interest of the same position (whom cars interest buys phones: no leak)."""
 
 SETTLED_SHARE = 0.45
 """Of devices: an owner is either starting out or settled, which tilts interests and price tier."""
 INTEREST_SHARES = (
-    (0.10, 0.05, 0.04, 0.10, 0.05, 0.20, 0.10, 0.48, 0.42, 0.40, 0.25, 0.15),  # starting out
-    (0.42, 0.42, 0.42, 0.30, 0.38, 0.20, 0.30, 0.05, 0.07, 0.08, 0.12, 0.20),  # settled
+    (0.10, 0.05, 0.04, 0.10, 0.05, 0.20, 0.10, 0.50, 0.44, 0.42, 0.25, 0.15),  # starting out
+    (0.45, 0.45, 0.45, 0.30, 0.40, 0.20, 0.30, 0.04, 0.06, 0.07, 0.12, 0.20),  # settled
 )
 """Chance that a device has each interest, by its owner's stage of life: 2 to 3 of 12 on average."""
 TIER_CHANCES = (0.3, 0.6)
@@ -120,13 +107,13 @@ TIER_CHANCES = (0.3, 0.6)
 WEAKEST_STRENGTH = 0.8
 """Strengths of the interests that a device has are uniform from here to 1."""
 FAINT_INTEREST = 0.012
-"""Weight of every interest a device does not have, against 0.5 to 1 of one it has."""
-ACTIVITY_SIGMA = 0.65
+"""Weight of every interest a device does not have, against at least 0.8 of one it has."""
+ACTIVITY_SIGMA = 0.6
 """Of the log-normal number of events: the busiest 1 % send over 4 times the median."""
 INSTALLED_MEDIAN, INSTALLED_MIN, INSTALLED_MAX = 18, 8, 40
 USAGE_SKEW = 1.4
 """Which installed app an event is about: position `n * u ** skew`; 1 would use all alike."""
-GENERIC_APP_SHARE = 0.08
+GENERIC_APP_SHARE = 0.06
 """Of installed apps, those that everybody has whatever the interests."""
 TARGETED_IMPRESSION_SHARE, TARGETED_CLICK_SHARE = 0.95, 0.98
 """Of impressions and clicks, those whose campaign matches an interest of the device."""
@@ -135,9 +122,9 @@ TARGETED_IMPRESSION_SHARE, TARGETED_CLICK_SHARE = 0.95, 0.98
 APPS, CAMPAIGNS, MODELS = 8_000, 300, 400
 APP_MAIN_SHARE = 0.96
 """Of an app's users, those it owes to its main interest; two other interests share the rest."""
-POPULARITY_SHIFT, POPULARITY_EXPONENT = 12.0, 2.0
+POPULARITY_SHIFT, POPULARITY_EXPONENT = 16.0, 2.0
 """Zipf-Mandelbrot: about a hundred apps carry the evidence, and the shift keeps the top ones alike."""
-RARE_APP_SHARE = 0.05
+RARE_APP_SHARE = 0.04
 """Of installed apps, those spread evenly over the catalogue: most packages are on a few devices only."""
 CAMPAIGN_SIGMA = 1.5
 """Of the log-normal weights of campaigns."""
@@ -176,7 +163,7 @@ BRANDS = (  # name, prefix of its model numbers, price tier of its middle model,
 
 # --- Who buys a car: log hazard = intercept + sums below; strengths are 0 to 1, tier is -1 to 1. ---
 INTEREST_EFFECTS = (1.1, 0.65, 0.6, 0.4, 0.4, 0.3, 0.25, -0.65, -0.5, -0.4, -0.25, 0.2)
-TIER_EFFECT = 0.35
+TIER_EFFECT = 0.3
 INTERACTION_EFFECTS = (
     ("auto", "finance", 0.8),
     ("auto", "family", 0.8),
@@ -184,7 +171,7 @@ INTERACTION_EFFECTS = (
     ("family", "travel", 0.5),
     ("auto", "gaming", -0.7),
 )
-TIER_AUTO_EFFECT = 0.5
+TIER_AUTO_EFFECT = 0.35
 CALIBRATION_DAYS = 90
 BUYER_SHARE = 0.07
 """Of real devices, those expected to buy within the calibration days: it sets the intercept."""
@@ -283,7 +270,9 @@ def simulate_world(
     seeds = np.random.SeedSequence(config.seed).spawn(3)
     catalogue = _build_catalogue(np.random.default_rng(seeds[0]))
     population = _build_population(config, catalogue, np.random.default_rng(seeds[1]))
-    progress(f"{config.devices:,} devices: expecting {population.expected_buyer_share():.1%} of them to buy a car")
+    progress(
+        f"{config.devices:,} devices: expecting {population.expected_buyer_share():.1%} of them to buy a car"
+    )
     events = _draw_events(config, catalogue, population, np.random.default_rng(seeds[2]))
     progress(f"{len(events.received_us):,} events drawn")
 
@@ -491,7 +480,8 @@ class _Population:
     installed_sizes: Ints
 
     def truth(self) -> pa.Table:
-        return pa.table([self.ids, self.daily_hazard, self.emulator], schema=TRUTH_SCHEMA)
+        columns = {"device_id": self.ids, "daily_hazard": self.daily_hazard, "emulator": self.emulator}
+        return pa.table(columns, schema=TRUTH_SCHEMA)
 
     def expected_buyer_share(self) -> float:
         return float(propensity(self.daily_hazard[~self.emulator], CALIBRATION_DAYS).mean())
@@ -588,7 +578,10 @@ def _draw_events(
     cars = rng.poisson(population.daily_hazard * config.days)
     counts = rng.multinomial(config.events - duplicates, population.activity / population.activity.sum())
     # Cars take the place of other events: else frequent buyers would send more events than others.
+    # Where a device has too few to replace, random others make room, so that the total stays.
+    owed = int(np.maximum(cars - counts, 0).sum())
     counts = np.maximum(counts - cars, 0)
+    counts -= rng.multivariate_hypergeometric(counts, owed, method="marginals")
     every_device = np.arange(config.devices, dtype=np.int32)
     device = np.concatenate([np.repeat(every_device, cars), np.repeat(every_device, counts)])
     rows = len(device)
@@ -613,7 +606,7 @@ def _draw_events(
         campaign=_draw_campaigns(catalogue, population, device, kind, rng),
         product=_draw_products(population, device, kind, is_car, rng),
     )
-    repeated = rng.integers(0, rows, config.events - rows)
+    repeated = rng.integers(0, rows, duplicates)
     arrivals = np.concatenate([received_us, received_us[repeated]])
     order = np.argsort(arrivals, kind="stable")
     return clean.take(np.concatenate([np.arange(rows), repeated])[order])
@@ -708,13 +701,13 @@ def _draw_products(
 class _Spellings:
     """The strings that the codes of `_Events` stand for, NO_VALUE (the last entry of each) for null."""
 
-    device_id: pa.Array
-    event_name: pa.Array
-    device_name: pa.Array
-    device_model: pa.Array
-    app_package: pa.Array
-    campaign: pa.Array
-    product: pa.Array
+    device_id: pa.StringArray
+    event_name: pa.StringArray
+    device_name: pa.StringArray
+    device_model: pa.StringArray
+    app_package: pa.StringArray
+    campaign: pa.StringArray
+    product: pa.StringArray
 
 
 def _spellings(catalogue: _Catalogue, population: _Population) -> _Spellings:
@@ -733,7 +726,7 @@ def _spellings(catalogue: _Catalogue, population: _Population) -> _Spellings:
     )
 
 
-def _strings(*parts: Sequence[str]) -> pa.Array:
+def _strings(*parts: Sequence[str]) -> pa.StringArray:
     return pa.array([*(value for part in parts for value in part), None], type=pa.string())
 
 
@@ -780,11 +773,13 @@ def _day_table(events: _Events, spellings: _Spellings) -> pa.Table:
     columns = []
     for name in EVENT_SCHEMA.names:
         if name == "event_time":
-            columns.append(pa.array(events.event_us, mask=events.time_missing, type=pa.int64()).cast(TIMESTAMP))
+            columns.append(
+                pa.array(events.event_us, mask=events.time_missing, type=pa.int64()).cast(TIMESTAMP)
+            )
         elif name == "received_at":
             columns.append(pa.array(events.received_us, type=pa.int64()).cast(TIMESTAMP))
         else:
-            values: pa.Array = getattr(spellings, name)
+            values: pa.StringArray = getattr(spellings, name)
             codes = getattr(events, name) % len(values)  # NO_VALUE becomes the last entry, the null
             columns.append(values.take(pa.array(codes)))
     return pa.table(columns, schema=EVENT_SCHEMA)

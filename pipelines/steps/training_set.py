@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
+from pyspark.sql.types import ArrayType, IntegerType, StructType
 
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import Ragged, Vocabulary
@@ -108,7 +108,7 @@ def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
     narrow = labelled.select(*kept, *fields)
     schema = StructType([f for f in narrow.schema.fields if f.name in kept])
     for name in fields:
-        schema = schema.add(name, "array<int>")
+        schema = schema.add(name, ArrayType(IntegerType()))
     return narrow.mapInArrow(encode, schema)
 
 

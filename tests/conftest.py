@@ -1,0 +1,48 @@
+"""What several test files share: one local Spark session, and tables written as literals."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
+
+from resources.spark import Spark
+
+Frame = Callable[[str, Sequence[Sequence[object]]], DataFrame]
+"""Schema as DDL, and rows in its order → a frame."""
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """One session for all tests: starting a JVM takes longer than most of them."""
+    resource = Spark(
+        master="local[2]",
+        app_name="tests",
+        driver_memory="1g",
+        shuffle_partitions=2,
+        conf={
+            "spark.ui.enabled": "false",
+            # Short jobs: most of what the second compiler optimizes would never run again.
+            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        },
+    )
+    yield resource.session
+    resource.teardown_after_execution(dg.build_init_resource_context())
+
+
+@pytest.fixture(scope="session")
+def frame(spark: SparkSession) -> Frame:
+    """Makes a frame from literal rows, by way of Arrow: times mean UTC wherever the tests run."""
+
+    def make(ddl: str, rows: Sequence[Sequence[object]]) -> DataFrame:
+        schema = StructType.fromDDL(ddl)
+        columns: list[Any] = [[row[place] for row in rows] for place in range(len(schema))]
+        arrow = to_arrow_schema(schema, timezone="UTC")
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, arrow, strict=True)]
+        return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=arrow), schema)
+
+    return make
