@@ -68,7 +68,9 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         rejected = lake.write(
             quarantine_events(labelled), REJECTED, by=["day"], keys=keys_of(days), sort=[REASON]
         )
-        accepted = lake.write(accept_events(labelled), KEY.to_user_string(), by=["day"], keys=keys_of(days), sort=["device_id"])
+        accepted = lake.write(
+            accept_events(labelled), KEY.to_user_string(), by=["day"], keys=keys_of(days), sort=["device_id"]
+        )
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": sum(p.rows for p in accepted.values()),

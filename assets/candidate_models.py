@@ -6,7 +6,13 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field
 
-from pipelines.steps.candidate_models import CANDIDATES, Measured, bundle_candidate, find_thresholds, pick_champion
+from pipelines.steps.candidate_models import (
+    CANDIDATES,
+    Measured,
+    bundle_candidate,
+    find_thresholds,
+    pick_champion,
+)
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.model_bundle import TrainedModel, load_bundle
 from pipelines.steps.model_comparison import comparison_table
@@ -77,21 +83,11 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             max_epochs=training.max_epochs,
             patience=training.patience,
         )
-        return _train(
-            "dnn",
-            audience,
-            lake,
-            models,
-            lambda rows, sizes: train_dnn(
-                rows,
-                sizes,
-                settings,
-                lambda e: context.log.info(
-                    f"epoch {e.epoch}: train loss {e.train_loss:.4f}, validation loss {e.validation_loss:.4f}, "
-                    f"validation AUC {e.validation_auc:.4f}{' *' if e.best_so_far else ''}"
-                ),
-            ),
-        )
+
+        def train(rows: TrainingRows, sizes: Mapping[str, int]) -> TrainedModel:
+            return train_dnn(rows, sizes, settings, lambda epoch: context.log.info(str(epoch)))
+
+        return _train("dnn", audience, lake, models, train)
 
     @dg.asset(key=[audience.name, "xgboost_model"], kinds={"xgboost"}, **options)
     def xgboost_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult:
@@ -99,14 +95,22 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
 
         config = XGBoostConfig(seed=training.seed)
-        return _train("xgboost", audience, lake, models, lambda rows, sizes: train_xgboost(rows, sizes, config))
+        return _train(
+            "xgboost", audience, lake, models, lambda rows, sizes: train_xgboost(rows, sizes, config)
+        )
 
     @dg.asset(key=[audience.name, "logistic_model"], kinds={"scikitlearn"}, **options)
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult:
         """Logistic regression on the same rows, as a sparse matrix."""
         from pipelines.steps.logistic_model import LogisticConfig, train_logistic
 
-        return _train("logistic", audience, lake, models, lambda rows, sizes: train_logistic(rows, sizes, LogisticConfig()))
+        return _train(
+            "logistic",
+            audience,
+            lake,
+            models,
+            lambda rows, sizes: train_logistic(rows, sizes, LogisticConfig()),
+        )
 
     @dg.asset(
         key=[audience.name, "champion_model"],
@@ -130,7 +134,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 "model": name,
                 "version": candidates[name].version,
                 "thresholds": {segment: cut.__dict__ if cut else None for segment, cut in thresholds.items()},
-                "comparison (test split)": dg.MetadataValue.md(comparison_table({n: m.test for n, m in measured.items()})),
+                "comparison (test split)": dg.MetadataValue.md(
+                    comparison_table({n: m.test for n, m in measured.items()})
+                ),
                 "validation_auc": measured[name].validation.auc,
                 "test_auc": measured[name].test.auc,
             }
@@ -140,7 +146,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     return [dnn_model, xgboost_model, logistic_model, champion_model, *checks, _champion_checks(audience)]
 
 
-def _train(model: str, audience: Audience, lake: Lake, models: ModelStore, train: Train) -> dg.MaterializeResult:
+def _train(
+    model: str, audience: Audience, lake: Lake, models: ModelStore, train: Train
+) -> dg.MaterializeResult:
     partition = lake.partition("training_set", audience.name)
     vocabulary, rows = models.vocabulary(), _read_rows(audience, lake, models)
     trained = train(rows, vocabulary.sizes)
@@ -155,7 +163,9 @@ def _train(model: str, audience: Audience, lake: Lake, models: ModelStore, train
         properties,
     )
     metrics = measured[0]
-    models.record(ModelRecord(audience.name, model, record.version, {**properties, "metrics": metrics.to_dict()}))
+    models.record(
+        ModelRecord(audience.name, model, record.version, {**properties, "metrics": metrics.to_dict()})
+    )
     return dg.MaterializeResult(
         metadata={
             "version": record.version,
@@ -194,7 +204,9 @@ def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str)
 def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition:
     key = dg.AssetKey([audience.name, f"{name}_model"])
 
-    @dg.multi_asset_check(name=f"{audience.name}_{name}_model_checks", specs=check_specs(key, CANDIDATE_CHECKS))
+    @dg.multi_asset_check(
+        name=f"{audience.name}_{name}_model_checks", specs=check_specs(key, CANDIDATE_CHECKS)
+    )
     def candidate_checks(models: ModelStore) -> Iterator[dg.AssetCheckResult]:
         metrics = models.current(audience.name, name).properties["metrics"]
         yield from evaluate(key, CANDIDATE_CHECKS, pd.DataFrame(list(metrics.values())))
@@ -205,10 +217,14 @@ def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition
 def _champion_checks(audience: Audience) -> dg.AssetChecksDefinition:
     key = dg.AssetKey([audience.name, "champion_model"])
 
-    @dg.multi_asset_check(name=f"{audience.name}_champion_model_checks", specs=check_specs(key, CHAMPION_CHECKS))
+    @dg.multi_asset_check(
+        name=f"{audience.name}_champion_model_checks", specs=check_specs(key, CHAMPION_CHECKS)
+    )
     def champion_checks(models: ModelStore) -> Iterator[dg.AssetCheckResult]:
         champion = models.current(audience.name, "champion")
-        aucs = [models.current(audience.name, n).properties["metrics"]["validation"]["auc"] for n in CANDIDATES]
+        aucs = [
+            models.current(audience.name, n).properties["metrics"]["validation"]["auc"] for n in CANDIDATES
+        ]
         evidence = pd.DataFrame(
             {
                 "auc_behind_best": [max(aucs) - champion.properties["metrics"]["validation"]["auc"]],

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
 from assets import predictions, segments
-from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.partitions import Daily, checked_days, days_of
 from pipelines.steps.deliveries import count_rows, sha256
 from pipelines.steps.errors import DataError
 from pipelines.steps.project import Audience, FolderDestination
@@ -67,7 +67,9 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         days = [day.isoformat() for day in checked_days(context, mine)]
         to_deliver = [d for day in days for d in _to_deliver(audience, lake, day)]
         evidence = [
-            _evidence(destinations, d, _place(destinations, d, where)) for d in to_deliver for where in audience.destinations
+            _evidence(destinations, d, _place(destinations, d, where))
+            for d in to_deliver
+            for where in audience.destinations
         ]
         yield from evaluate(key, CHECKS, pd.DataFrame(evidence))
 
@@ -81,7 +83,12 @@ def _to_deliver(audience: Audience, lake: Lake, day: str) -> list[Delivery]:
     rows = ds.dataset(files, format="parquet")
     return [
         Delivery(
-            audience.name, segment.name, day, files, rows.count_rows(filter=pc.field("segment") == segment.name), version
+            audience.name,
+            segment.name,
+            day,
+            files,
+            rows.count_rows(filter=pc.field("segment") == segment.name),
+            version,
         )
         for segment in audience.segments
     ]
@@ -95,7 +102,11 @@ def _evidence(destinations: Destinations, delivery: Delivery, place: Path) -> di
     manifest = destinations.published(place)
     delivered = place / manifest.file if manifest else None
     if manifest is None or delivered is None or not delivered.exists():
-        return {"delivered_rows": -1, "manifest_rows": manifest.rows if manifest else -2, "segment_rows": delivery.rows}
+        return {
+            "delivered_rows": -1,
+            "manifest_rows": manifest.rows if manifest else -2,
+            "segment_rows": delivery.rows,
+        }
     return {
         "delivered_rows": count_rows(delivered),
         "manifest_rows": manifest.rows,

@@ -6,7 +6,7 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from pipelines.partitions import keys_of
+from pipelines.partitions import SPARK_POOL, keys_of
 from pipelines.steps.feature_vocabulary import RESERVED_IDS, Vocabulary, count_token_devices, fit_vocabulary
 from pipelines.steps.project import Project
 from pipelines.steps.training_set import matured_as_of_days
@@ -33,14 +33,22 @@ CHECKS = [
         "a token stands once in its field",
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["field", "token"])],
     ),
-    Check("not_empty", "there is at least one token", [expect("ExpectTableRowCountToBeBetween", min_value=1)]),
+    Check(
+        "not_empty", "there is at least one token", [expect("ExpectTableRowCountToBeBetween", min_value=1)]
+    ),
 ]
 
 
 def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     fields, window_days = project.fields.fields, project.fields.window_days
 
-    @dg.asset(key=KEY, deps=["feature_tokens", "app_events"], group_name="features", kinds={"spark"})
+    @dg.asset(
+        key=KEY,
+        deps=["feature_tokens", "app_events"],
+        group_name="features",
+        kinds={"spark"},
+        pool=SPARK_POOL,
+    )
     def feature_vocabulary(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult:
         """Tokens seen on enough devices on the training as-of days of all audiences."""
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
@@ -53,7 +61,8 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         return dg.MaterializeResult(
             metadata={
                 "vocabulary_hash": vocabulary.hash,
-                "appended": sum(vocabulary.sizes.values()) - sum((previous.sizes if previous else {}).values()),
+                "appended": sum(vocabulary.sizes.values())
+                - sum((previous.sizes if previous else {}).values()),
                 "as_of_days": [day.isoformat() for day in sorted(days)],
                 **{f"size/{name}": size for name, size in vocabulary.sizes.items()},
             }
@@ -73,7 +82,9 @@ def _ids_given(vocabulary: Vocabulary) -> pd.DataFrame:
             {
                 "field": field.name,
                 "token": field.tokens,
-                "id": field.encode(pa.array([[token] for token in field.tokens], pa.list_(pa.string()))).values,
+                "id": field.encode(
+                    pa.array([[token] for token in field.tokens], pa.list_(pa.string()))
+                ).values,
                 "dense_id": range(RESERVED_IDS, field.size),
             }
         )

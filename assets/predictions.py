@@ -5,9 +5,14 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 import pandas as pd
 
-from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.model_bundle import load_bundle
-from pipelines.steps.predictions import MAX_PARITY_DIFFERENCE, compare_with_local, sample_scored, score_devices
+from pipelines.steps.predictions import (
+    MAX_PARITY_DIFFERENCE,
+    compare_with_local,
+    sample_scored,
+    score_devices,
+)
 from pipelines.steps.project import Audience, Project
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake
@@ -65,7 +70,9 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         for audience in project.audiences
     ]
 
-    @dg.multi_asset(name="predictions", specs=specs, can_subset=True, backfill_policy=daily.backfill)
+    @dg.multi_asset(
+        name="predictions", specs=specs, can_subset=True, backfill_policy=daily.backfill, pool=SPARK_POOL
+    )
     def predictions(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.MaterializeResult]:
@@ -115,7 +122,14 @@ def _prediction_checks(audience: Audience) -> dg.AssetChecksDefinition:
     def prediction_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:
-        days = checked_days(context, [k.split("/")[1] for k in lake.partition_keys("predictions") if k.startswith(f"{audience.name}/")])
+        days = checked_days(
+            context,
+            [
+                k.split("/")[1]
+                for k in lake.partition_keys("predictions")
+                if k.startswith(f"{audience.name}/")
+            ],
+        )
         rows = lake.read(spark.session, "predictions", keys_of(days, audience.name))
         yield from evaluate(key, ROW_CHECKS, rows)
         counts = pd.DataFrame(
@@ -125,10 +139,14 @@ def _prediction_checks(audience: Audience) -> dg.AssetChecksDefinition:
             }
         )
         yield from evaluate(key, COUNT_CHECKS, counts)
-        version = lake.partition("predictions", keys_of(days, audience.name)[-1]).properties["bundles"][audience.name]
+        version = lake.partition("predictions", keys_of(days, audience.name)[-1]).properties["bundles"][
+            audience.name
+        ]
         scorer = load_bundle(models.bundle(ModelRecord(audience.name, "champion", version)))
         tokens = lake.read(spark.session, "feature_tokens", keys_of(days))
-        parity = compare_with_local(sample_scored(rows, tokens, int(counts["devices"].sum()), PARITY_DEVICES), scorer)
+        parity = compare_with_local(
+            sample_scored(rows, tokens, int(counts["devices"].sum()), PARITY_DEVICES), scorer
+        )
         yield dg.AssetCheckResult(
             asset_key=key,
             check_name=PARITY,

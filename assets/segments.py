@@ -56,7 +56,11 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
     key = key_of(audience)
 
     @dg.asset(
-        key=key, deps=[predictions_key(audience)], group_name=audience.name, kinds={"spark"}, **daily.asset_options
+        key=key,
+        deps=[predictions_key(audience)],
+        group_name=audience.name,
+        kinds={"spark"},
+        **daily.asset_options,
     )
     def segments(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
@@ -67,7 +71,9 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         for scored_key in keys_of(days, audience.name):
             version = lake.partition("predictions", scored_key).properties["bundles"][audience.name]
             predictions = lake.read(spark.session, "predictions", [scored_key])
-            parts.append(select_segments(predictions, audience.segments, _thresholds(audience, models, version)))
+            parts.append(
+                select_segments(predictions, audience.segments, _thresholds(audience, models, version))
+            )
         written = lake.write(
             reduce(DataFrame.unionByName, parts),
             "segments",
@@ -80,11 +86,16 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
             metadata={
                 "dagster/row_count": sum(p.rows for p in written.values()),
                 "days": len(days),
-                **{f"devices/{name}": count for name, count in sizes.groupby("segment")["devices"].sum().items()},
+                **{
+                    f"devices/{name}": count
+                    for name, count in sizes.groupby("segment")["devices"].sum().items()
+                },
             }
         )
 
-    @dg.multi_asset_check(name=f"{audience.name}_segments_checks", specs=check_specs(key, [*ROW_CHECKS, *SIZE_CHECKS]))
+    @dg.multi_asset_check(
+        name=f"{audience.name}_segments_checks", specs=check_specs(key, [*ROW_CHECKS, *SIZE_CHECKS])
+    )
     def segment_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
@@ -92,7 +103,9 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         keys = keys_of(checked_days(context, mine), audience.name)
         rows = lake.read(spark.session, "segments", keys)
         yield from evaluate(key, ROW_CHECKS, rows)
-        sizes = pd.concat([_sizes(audience, lake.read(spark.session, "segments", [k])).assign(key=k) for k in keys])
+        sizes = pd.concat(
+            [_sizes(audience, lake.read(spark.session, "segments", [k])).assign(key=k) for k in keys]
+        )
         scored = sizes["key"].map(lambda k: lake.partition("predictions", k).rows)
         yield from evaluate(key, SIZE_CHECKS, sizes.assign(devices_left_out=scored - sizes["devices"]))
 

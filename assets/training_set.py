@@ -8,15 +8,13 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.partitions import keys_of
+from pipelines.partitions import SPARK_POOL, keys_of
 from pipelines.steps.project import Audience, Project
 from pipelines.steps.training_set import (
+    build_rows,
     count_splits,
-    encode_rows,
     label_days,
-    label_devices,
     matured_as_of_days,
-    split_devices,
 )
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake
@@ -66,6 +64,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         deps=["feature_tokens", "feature_vocabulary", "app_events"],
         group_name=audience.name,
         kinds={"spark", "parquet"},
+        pool=SPARK_POOL,
     )
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult:
         """Devices × as-of days, labelled by what happened in the horizon after each."""
@@ -73,16 +72,13 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         as_of_days = matured_as_of_days(audience, known, project.fields.window_days)
         outcome_days = sorted({day for d in as_of_days for day in label_days(d, audience.horizon_days)})
-        labelled = label_devices(
+        rows = build_rows(
             lake.read(session, "feature_tokens", keys_of(as_of_days)),
             lake.read(session, "app_events", keys_of(outcome_days)),
-            audience.label.predicate,
-            audience.horizon_days,
+            audience,
+            vocabulary,
         )
-        fractions = audience.training.validation_fraction, audience.training.test_fraction
-        rows = encode_rows(labelled.withColumn("split", split_devices(audience.training.seed, *fractions)), vocabulary)
-        days = [day.isoformat() for day in as_of_days]
-        properties = {"vocabulary_hash": vocabulary.hash, "as_of_days": days}
+        properties = {"vocabulary_hash": vocabulary.hash, "as_of_days": keys_of(as_of_days)}
         partition = lake.write(
             rows.withColumn("audience", F.lit(audience.name)),
             "training_set",
@@ -117,7 +113,9 @@ def _count_outside(sizes: Mapping[str, int]) -> Column:
 
 
 def _splits(rows: DataFrame) -> pd.DataFrame:
-    counts = rows.groupBy("split").agg(F.sum("label").alias("positives"), F.count("*").alias("rows")).toPandas()
+    counts = (
+        rows.groupBy("split").agg(F.sum("label").alias("positives"), F.count("*").alias("rows")).toPandas()
+    )
     counts = counts.set_index("split").reindex([0, 1, 2], fill_value=0)
     counts["rarer_class"] = counts["positives"].combine(counts["rows"] - counts["positives"], min)
     splits = rows.groupBy("device_id").agg(F.count_distinct("split").alias("splits"))

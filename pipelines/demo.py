@@ -5,6 +5,7 @@ except the report's comparison with what really happened after the scored day.
 """
 
 import argparse
+import fcntl
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import TextIO
 
 import dagster as dg
 import pandas as pd
@@ -57,9 +59,10 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    started = time.monotonic()
+    started, lock = time.monotonic(), None
     try:
         demo = _prepare(_parse(arguments))
+        lock = _lock(demo.data)
         _say(f"Dagster keeps the history in {os.environ['DAGSTER_HOME']}")
         # Started here, so that all runs share one JVM: a run stops only a session that it started.
         spark = Spark(master=os.environ.get("SPARK_MASTER", "local[*]"), driver_memory="3g")
@@ -75,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; the same command starts again, nothing half-written is used\n")
         return 130
+    finally:
+        if lock:
+            lock.close()
     _say(f"\nDone in {time.monotonic() - started:.0f} s. To look at it in the UI: {demo.ui_command}")
     return 0
 
@@ -118,6 +124,22 @@ def _prepare(options: argparse.Namespace) -> Demo:
     return Demo(load_project(audiences), data.absolute(), SCORED_DAYS[options.world], command)
 
 
+def _lock(data: Path) -> TextIO:
+    """Refuses a second demo on the same data: each would take the other's run for a killed one."""
+    data.mkdir(parents=True, exist_ok=True)
+    stream = (data / ".demo.lock").open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(
+            f"another demo is running on {data}",
+            found="its lock",
+            expected="no other demo",
+            remedy="wait for it, or stop it",
+        ) from None
+    return stream
+
+
 def _make_dagster_home(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     settings = Path("dagster.yaml")
@@ -139,13 +161,25 @@ def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
 
     source = demo.project.fields.events
     last_day = demo.scored_day + timedelta(days=max(a.horizon_days for a in demo.project.audiences))
-    explicit = {day for a in demo.project.audiences if not isinstance(a.as_of_days, RollingDays) for day in a.as_of_days}
+    explicit = {
+        day
+        for a in demo.project.audiences
+        if not isinstance(a.as_of_days, RollingDays)
+        for day in a.as_of_days
+    }
     chain = _Chain(defs, instance)
-    chain.run("ingestion_job", f"events of {source.first_day} to {last_day}", first=source.first_day, last=last_day)
+    chain.run(
+        "ingestion_job", f"events of {source.first_day} to {last_day}", first=source.first_day, last=last_day
+    )
     for day in sorted(explicit):
         chain.run("features_job", f"features as of {day}", first=day, last=day)
     chain.run("training_job", "vocabulary, training set, three models, champion")
-    chain.run("daily_job", f"{demo.scored_day}, from events to delivery", first=demo.scored_day, last=demo.scored_day)
+    chain.run(
+        "daily_job",
+        f"{demo.scored_day}, from events to delivery",
+        first=demo.scored_day,
+        last=demo.scored_day,
+    )
 
 
 class _Chain:
@@ -197,7 +231,8 @@ def _show(entry: dg.EventLogEntry, problems: list[str]) -> None:
     elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
         verdict = event.asset_check_evaluation_data
         if not verdict.passed:
-            line = f"check {verdict.asset_key.to_user_string()}:{verdict.check_name} failed: {verdict.description}"
+            name = f"{verdict.asset_key.to_user_string()}:{verdict.check_name}"
+            line = f"check {name} failed: {verdict.description}"
             _say(f"  ! {line}")
             problems.append(line)
 
@@ -234,7 +269,10 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
         known = rows.merge(pq.read_table(truth).to_pandas(), on="device_id")
         attainable = attainable_auc(known["daily_hazard"].to_numpy(), known["label"].to_numpy() == 1)
         share = (reached - 0.5) / (attainable - 0.5)
-        _say(f"\nAUC reached {reached:.4f}, attainable {attainable:.4f} (the true propensity's): {share:.1%} of the way")
+        _say(
+            f"\nAUC reached {reached:.4f}, attainable {attainable:.4f} (by the true propensities): "
+            f"{share:.1%} of the way from chance"
+        )
     else:
         _say(f"\nAUC reached {reached:.4f}")
     outcomes = measure_segments(lake.read(session, "segments", key), labelled)

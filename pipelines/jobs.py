@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from pipelines.partitions import Daily
 from pipelines.steps.project import Project
 
 SHARED = ["app_events", "daily_fields", "feature_tokens"]
@@ -20,7 +19,7 @@ class Jobs(NamedTuple):
     schedules: Sequence[Any]
 
 
-def build_jobs(project: Project, daily: Daily) -> Jobs:
+def build_jobs(project: Project) -> Jobs:
     """The jobs of a project, with all its audiences.
 
     `daily_job` runs once every accepted event has arrived: `max_late_hours` after midnight, UTC.
@@ -28,19 +27,16 @@ def build_jobs(project: Project, daily: Daily) -> Jobs:
     daily_job = dg.define_asset_job(
         "daily_job",
         _selection(SHARED, project, DAILY),
-        partitions_def=daily.partitions,
         description="One day's events to delivered segments, for all audiences.",
     )
     ingestion_job = dg.define_asset_job(
         "ingestion_job",
         _selection(SHARED[:2], project, []),
-        partitions_def=daily.partitions,
         description="Events and their daily aggregates; backfill it over the past before the first training.",
     )
     features_job = dg.define_asset_job(
         "features_job",
         dg.AssetSelection.assets("feature_tokens"),
-        partitions_def=daily.partitions,
         description="Feature tokens alone; run it for the as-of days to train on before the first training.",
     )
     training_job = dg.define_asset_job(

@@ -10,6 +10,8 @@ from pipelines.steps.project import EventSource
 
 MAX_PARTITIONS_PER_RUN = 366
 """One Spark job over many days beats many runs; a year bounds what one failure can cost."""
+SPARK_POOL = "spark"
+"""Dagster's pool of every asset that uses Spark; dagster.yaml says how many runs may hold it at once."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Daily:
 
     @property
     def asset_options(self) -> dict[str, object]:
-        return {"partitions_def": self.partitions, "backfill_policy": self.backfill}
+        return {"partitions_def": self.partitions, "backfill_policy": self.backfill, "pool": SPARK_POOL}
 
 
 def daily(source: EventSource) -> Daily:
@@ -41,7 +43,9 @@ def days_of(context: dg.AssetExecutionContext) -> list[date]:
 
 def checked_days(context: dg.AssetCheckExecutionContext, materialized: Sequence[str]) -> list[date]:
     """The days that a check is for: the run's, or, run by itself, the newest one materialized."""
-    keys = context.partition_keys if context.op_execution_context.has_partition_key_range else materialized[-1:]
+    keys = (
+        context.partition_keys if context.op_execution_context.has_partition_key_range else materialized[-1:]
+    )
     return [date.fromisoformat(key) for key in keys]
 
 

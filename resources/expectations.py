@@ -20,7 +20,7 @@ SAMPLE = 5
 
 @dataclass(frozen=True)
 class Expected:
-    """A Great Expectations expectation by name: its import takes 4 CPU seconds, definitions must load in 5."""
+    """An expectation by name: importing Great Expectations takes 4 CPU seconds, too long for definitions."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -48,9 +48,7 @@ class Check:
     blocking: bool = True
 
     def spec(self, asset: dg.AssetKey) -> dg.AssetCheckSpec:
-        return dg.AssetCheckSpec(
-            self.name, asset=asset, description=self.description, blocking=self.blocking
-        )
+        return dg.AssetCheckSpec(self.name, asset=asset, description=self.description, blocking=self.blocking)
 
 
 def check_specs(asset: dg.AssetKey, checks: Sequence[Check]) -> list[dg.AssetCheckSpec]:

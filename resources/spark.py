@@ -34,7 +34,9 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
     remote: str | None = Field(default=None, description="Spark Connect URL, such as sc://host:15002.")
     app_name: str = Field(default="audience_factory", description="Name shown in Spark's own UI.")
     driver_memory: str = Field(default="2g", description="Heap of the driver's JVM.")
-    python_memory: str | None = Field(default=None, description="Limit of an executor's Python workers; none if unset.")
+    python_memory: str | None = Field(
+        default=None, description="Limit of an executor's Python workers; none if unset."
+    )
     shuffle_partitions: int = Field(default=8, ge=1, description="Tasks after a shuffle, before coalescing.")
     conf: dict[str, str] = Field(default={}, description="Any other Spark setting; wins over the above.")
 
@@ -49,7 +51,7 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
             self._session = self._connect() if self.remote else self._start()
         return self._session  # type: ignore[no-any-return]
 
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 (Dagster's)
         """Stops the session, unless it was there before (in a notebook, or shared by tests)."""
         if self._session is not None and self._owned:
             self._session.stop()

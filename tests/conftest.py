@@ -1,7 +1,7 @@
 """What several test files share: one local Spark session, and tables written as literals."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
@@ -11,6 +11,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from resources.spark import Spark
+
+if TYPE_CHECKING:
+    from tests.small_project import Chain
 
 Frame = Callable[[str, Sequence[Sequence[object]]], DataFrame]
 """Schema as DDL, and rows in its order → a frame."""
@@ -46,3 +49,14 @@ def frame(spark: SparkSession) -> Frame:
         return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=arrow), schema)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chain]":
+    """The small project, after its whole chain has run: once for all tests."""
+    from tests.small_project import run_chain, write_small_project  # binds the project: only its tests wait for it
+
+    root = tmp_path_factory.mktemp("small_project")
+    finished = run_chain(write_small_project(root), root / "dagster_home")
+    yield finished
+    finished.instance.dispose()

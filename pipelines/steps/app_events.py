@@ -19,6 +19,9 @@ from pipelines.steps.project import EventSource
 REASON = "rejected_because"
 ZERO_ID = r"^[0:\-\s]*0[0:\-\s]*$"
 """An advertising id of zeros is what a phone sends when its owner forbids tracking."""
+WHITE_SPACE = " \t\r\n"
+"""Around an id it is dirt; Spark's own trim takes spaces only."""
+SCIENTIFIC = r"^\d+(\.\d+)?E\d+$"
 
 
 def read_raw_events(spark: SparkSession, source: EventSource, days: Sequence[date]) -> DataFrame:
@@ -35,8 +38,9 @@ def read_raw_events(spark: SparkSession, source: EventSource, days: Sequence[dat
     raw = spark.read.parquet(*_paths(source, days))
     event_time = F.col(source.time_column).cast("timestamp")
     arrival = F.col(source.arrival_column).cast("timestamp") if source.arrival_column else None
-    raw = raw.where(_may_belong(event_time, arrival, source, days))
-    drop = [source.id_column] if source.id_column != "device_id" else []
+    raw = raw.where(_may_belong(event_time, arrival, days))
+    # Spark compares names without regard to case: "Device_ID" is then the new column already.
+    drop = [source.id_column] if source.id_column.lower() != "device_id" else []
     return (
         raw.withColumns(
             {
@@ -89,7 +93,8 @@ def account_rows(raw: DataFrame, accepted: DataFrame, rejected: DataFrame, days:
         F.count("*").alias("accepted"), F.sum(F.col("copies") - 1).alias("duplicate")
     )
     return (
-        raw.sparkSession.range(1).select(every_day)
+        raw.sparkSession.range(1)
+        .select(every_day)
         .join(raw.groupBy("day").agg(F.count("*").alias("raw")), "day", "left")
         .join(kept, "day", "left")
         .join(rejected.groupBy("day").agg(F.count("*").alias("rejected")), "day", "left")
@@ -115,7 +120,9 @@ def _paths(source: EventSource, days: Sequence[date]) -> list[str]:
     arrivals = sorted({d for day in days for d in (day, day + timedelta(days=1))})
     paths = [source.path.replace("{day}", day.isoformat()) for day in arrivals]
     found = [path for path in paths if Path(path).exists()]
-    absent = sorted(d.isoformat() for d in days if not Path(source.path.replace("{day}", d.isoformat())).exists())
+    absent = sorted(
+        d.isoformat() for d in days if not Path(source.path.replace("{day}", d.isoformat())).exists()
+    )
     if absent:
         raise DataError(
             f"no events arrived on {len(absent)} of the {len(days)} days asked for",
@@ -127,11 +134,13 @@ def _paths(source: EventSource, days: Sequence[date]) -> list[str]:
 
 
 def _normalized_id(column: Column, normalizer: str) -> Column:
-    trimmed = F.trim(column)
+    trimmed = F.trim(column, F.lit(WHITE_SPACE))
     if normalizer == "lower":
         return F.lower(trimmed)
     if normalizer == "integer":
-        return F.regexp_replace(trimmed, r"\.0+$", "")
+        # Ids with gaps are stored as floats: 12345678.0 reads "1.2345678E7", and a gap may read "NaN".
+        plain = F.when(trimmed.rlike(SCIENTIFIC), trimmed.try_cast("decimal(38,4)").cast("string"))
+        return F.nullif(F.regexp_replace(F.coalesce(plain, trimmed), r"\.0+$", ""), F.lit("NaN"))
     return trimmed
 
 
@@ -146,9 +155,7 @@ def _day(event_time: Column, arrival: Column | None, max_late_hours: int) -> Col
     return F.to_date(F.when(misdated & arrival.isNotNull(), arrival).otherwise(event_time))
 
 
-def _may_belong(
-    event_time: Column, arrival: Column | None, source: EventSource, days: Sequence[date]
-) -> Column:
+def _may_belong(event_time: Column, arrival: Column | None, days: Sequence[date]) -> Column:
     """A wider condition on single columns, which Parquet can answer from its statistics."""
     begin, end = min(days), max(days) + timedelta(days=1)
     dated = (event_time >= F.lit(begin)) & (event_time < F.lit(end))

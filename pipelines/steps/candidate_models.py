@@ -72,7 +72,9 @@ def find_thresholds(
     scorer: Scorer, rows: TrainingRows, segments: Sequence[SegmentSpec]
 ) -> dict[str, Threshold | None]:
     """For each segment by minimum precision, the cut that reached it on the validation devices."""
-    wanted = {segment.name: segment.min_precision for segment in segments if segment.min_precision is not None}
+    wanted = {
+        segment.name: segment.min_precision for segment in segments if segment.min_precision is not None
+    }
     if not wanted:
         return {}
     validation = rows.subset(VALIDATION)

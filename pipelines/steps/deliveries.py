@@ -40,9 +40,7 @@ class Manifest:
     model_version: str
 
 
-def stage_segment(
-    files: Sequence[Path], segment: str, format: str, directory: Path
-) -> tuple[Path, int]:
+def stage_segment(files: Sequence[Path], segment: str, format: str, directory: Path) -> tuple[Path, int]:
     """Writes a segment's devices, ordered by id, to a file in `directory`; returns it and its rows.
 
     Rows stream from the segment's Parquet files, which are ordered by id already.

@@ -146,6 +146,13 @@ class EpochReport:
     validation_auc: float
     best_so_far: bool
 
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch}: train loss {self.train_loss:.4f}, validation loss "
+            f"{self.validation_loss:.4f}, AUC {self.validation_auc:.4f}"
+            f"{' (best)' if self.best_so_far else ''}"
+        )
+
 
 @dataclass(frozen=True)
 class TrainedDnn:

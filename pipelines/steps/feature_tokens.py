@@ -69,14 +69,18 @@ def _field_values(fields: Sequence[FieldSpec]) -> Column:
     """All of a device-day's raw values as (field, raw, rank), and one empty entry to keep the device."""
     keep = F.array(
         F.struct(
-            F.lit(None).cast("string").alias("field"), F.lit(None).cast("string").alias("raw"), F.lit(0).alias("rank")
+            F.lit(None).cast("string").alias("field"),
+            F.lit(None).cast("string").alias("raw"),
+            F.lit(0).alias("rank"),
         )
     )
 
     def entries(field: FieldSpec) -> Column:
         return F.transform(
             field.name,
-            lambda raw, rank: F.struct(F.lit(field.name).alias("field"), raw.alias("raw"), rank.alias("rank")),
+            lambda raw, rank: F.struct(
+                F.lit(field.name).alias("field"), raw.alias("raw"), rank.alias("rank")
+            ),
         )
 
     return F.concat(keep, *[entries(field) for field in fields])

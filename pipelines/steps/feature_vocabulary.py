@@ -130,7 +130,9 @@ class FieldVocabulary:
         lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
         flat = column.flatten()  # skips null lists, honours slices
         found = pc.index_in(flat, value_set=self._value_set)
-        ids = np.asarray(pc.fill_null(found, UNKNOWN_ID - RESERVED_IDS), dtype=np.int32) + np.int32(RESERVED_IDS)
+        ids = np.asarray(pc.fill_null(found, UNKNOWN_ID - RESERVED_IDS), dtype=np.int32) + np.int32(
+            RESERVED_IDS
+        )
         kept = np.minimum(lengths, self.max_length)
         out_lengths = np.maximum(kept, 1)
         offsets = np.zeros(rows + 1, dtype=np.int64)

@@ -49,7 +49,9 @@ def _select(
     if threshold is None:
         raise DataError(
             f"segment {segment.name}: no threshold is known for its minimum precision",
-            found="none reached it on the validation devices" if segment.name in thresholds else "never computed",
+            found="none reached it on the validation devices"
+            if segment.name in thresholds
+            else "never computed",
             expected=f"a precision of {segment.min_precision} or more",
             remedy="ask for a lower min_precision, or for a top_fraction or size; then train again",
         )

@@ -122,8 +122,8 @@ TARGETED_IMPRESSION_SHARE, TARGETED_CLICK_SHARE = 0.95, 0.98
 APPS, CAMPAIGNS, MODELS = 8_000, 300, 400
 APP_MAIN_SHARE = 0.96
 """Of an app's users, those it owes to its main interest; two other interests share the rest."""
-POPULARITY_SHIFT, POPULARITY_EXPONENT = 16.0, 2.0
-"""Zipf-Mandelbrot: about a hundred apps carry the evidence, and the shift keeps the top ones alike."""
+POPULARITY_SHIFT, POPULARITY_EXPONENT = 0.6, 2.0
+"""Zipf-Mandelbrot within each interest: about a hundred apps in all carry most of the evidence."""
 RARE_APP_SHARE = 0.04
 """Of installed apps, those spread evenly over the catalogue: most packages are on a few devices only."""
 CAMPAIGN_SIGMA = 1.5
@@ -401,10 +401,11 @@ class _Catalogue:
 
 def _build_catalogue(rng: np.random.Generator) -> _Catalogue:
     groups = len(INTERESTS) + 1
-    head = (np.arange(APPS) + 1 + POPULARITY_SHIFT) ** -POPULARITY_EXPONENT
+    # Apps are dealt like cards, one of every interest a round, so that no interest has better ones.
+    rounds = -(-APPS // groups)
+    app_main = rng.permuted(np.tile(np.arange(groups), (rounds, 1)), axis=1).ravel()[:APPS]
+    head = (np.arange(APPS) // groups + 1 + POPULARITY_SHIFT) ** -POPULARITY_EXPONENT
     popularity = (1 - RARE_APP_SHARE) * head / head.sum() + RARE_APP_SHARE / APPS
-    # Dealt like cards, so that every interest has as many popular apps as any other.
-    app_main = rng.permuted(np.tile(np.arange(groups), (APPS // groups + 1, 1)), axis=1).ravel()[:APPS]
     profile = np.zeros((groups, APPS))
     profile[app_main, np.arange(APPS)] = APP_MAIN_SHARE
     for _ in range(2):
@@ -480,7 +481,11 @@ class _Population:
     installed_sizes: Ints
 
     def truth(self) -> pa.Table:
-        columns = {"device_id": self.ids, "daily_hazard": self.daily_hazard, "emulator": self.emulator}
+        columns: list[pa.Array[Any]] = [
+            pa.array(self.ids, type=pa.string()),
+            pa.array(self.daily_hazard),
+            pa.array(self.emulator),
+        ]
         return pa.table(columns, schema=TRUTH_SCHEMA)
 
     def expected_buyer_share(self) -> float:
@@ -770,7 +775,7 @@ def _write_events(
 
 
 def _day_table(events: _Events, spellings: _Spellings) -> pa.Table:
-    columns = []
+    columns: list[pa.Array[Any]] = []
     for name in EVENT_SCHEMA.names:
         if name == "event_time":
             columns.append(

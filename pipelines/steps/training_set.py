@@ -54,6 +54,26 @@ def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_da
     return sorted(days)
 
 
+def build_rows(
+    feature_tokens: DataFrame, events: DataFrame, audience: Audience, vocabulary: Vocabulary
+) -> DataFrame:
+    """The training set: labelled, split, encoded.
+
+    Args:
+        feature_tokens: Of the as-of days.
+        events: Accepted events of all the days that decide a label.
+        audience: Its label, horizon, split fractions and seed.
+        vocabulary: Turns tokens into ids.
+
+    Returns:
+        `device_id`, `day`, `label`, `split` and one array<int> per field.
+    """
+    training = audience.training
+    split = split_devices(training.seed, training.validation_fraction, training.test_fraction)
+    labelled = label_devices(feature_tokens, events, audience.label.predicate, audience.horizon_days)
+    return encode_rows(labelled.withColumn("split", split), vocabulary)
+
+
 def label_devices(
     feature_tokens: DataFrame, events: DataFrame, predicate: str, horizon_days: int
 ) -> DataFrame:
@@ -65,7 +85,9 @@ def label_devices(
         predicate: Spark SQL.
         horizon_days: An event counts in [as-of day + 1 day 00:00, that + horizon_days).
     """
-    conversions = events.where(F.expr(predicate)).select("device_id", F.to_date("event_time").alias("converted_on"))
+    conversions = events.where(F.expr(predicate)).select(
+        "device_id", F.to_date("event_time").alias("converted_on")
+    )
     as_of_days = feature_tokens.select("day").distinct()
     ahead = F.datediff("converted_on", "day")
     positive = (
@@ -127,8 +149,8 @@ def _list_array(bag: Ragged) -> pa.ListArray:
 def _not_matured(audience: Audience, unripe: Sequence[date], known_days: Sequence[date]) -> DataError:
     known = f"{min(known_days)} to {max(known_days)} ({len(known_days)} days)" if known_days else "none"
     return DataError(
-        f"{audience.name}: as-of days {', '.join(day.isoformat() for day in sorted(unripe))} cannot be trained on",
+        f"{audience.name}: as-of days {', '.join(map(str, sorted(unripe)))} cannot be trained on",
         found=f"app_events of {known}",
-        expected=f"a whole window before, and every one of the {audience.horizon_days} days after each as-of day",
+        expected=f"a whole window before, and all of the {audience.horizon_days} days after, each as-of day",
         remedy="materialize app_events for these days, or name earlier as-of days in the audience's file",
     )

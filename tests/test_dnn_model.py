@@ -1,0 +1,331 @@
+"""The network's numbers, its training loop, and the rows that no model may be trained on."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipelines.steps.dnn_model import AudienceNet, DnnConfig, EpochReport, TrainedDnn, to_tensors, train_dnn
+from pipelines.steps.errors import DataError, TrainingError
+from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
+from pipelines.steps.training_rows import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingRows,
+    check_trainable,
+    multi_hot,
+    read_training_rows,
+)
+
+SIZES = {"apps": 5, "model": 4}
+BATCH: EncodedRows = {
+    "apps": Ragged.from_lists([[2, 3], [0], [4, 4, 1]]),
+    "model": Ragged.from_lists([[2], [3, 2], [0]]),
+}
+SMALL = DnnConfig(embedding_dim=4, hidden=(8,), max_epochs=5, learning_rate=1e-2)
+
+
+def rows_of(
+    labels: Sequence[int], split: Sequence[int], apps: Sequence[Sequence[int]], model: Sequence[Sequence[int]]
+) -> TrainingRows:
+    return TrainingRows(
+        np.asarray(labels, dtype=np.float32),
+        np.asarray(split, dtype=np.int8),
+        {"apps": Ragged.from_lists(apps), "model": Ragged.from_lists(model)},
+    )
+
+
+def simulated_rows(rows: int = 600, seed: int = 0) -> TrainingRows:
+    """App 2 makes a positive likely; models say nothing. Splits take turns."""
+    random = np.random.default_rng(seed)
+    apps = [random.integers(1, 5, size=random.integers(1, 5)).tolist() for _ in range(rows)]
+    labels = [int(random.random() < (0.8 if 2 in row else 0.2)) for row in apps]
+    model = [[int(random.integers(0, 4))] for _ in range(rows)]
+    return rows_of(labels, [row % 3 for row in range(rows)], apps, model)
+
+
+def seeded_net(**options: object) -> AudienceNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = AudienceNet([5, 4], embedding_dim=3, hidden=(4,), embedding_init_sd=1.0, **options)  # type: ignore[arg-type]
+    return net.eval()
+
+
+def train(rows: TrainingRows, config: DnnConfig = SMALL) -> TrainedDnn:
+    return train_dnn(rows, SIZES, config, progress=lambda report: None)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "logits"),
+    [
+        ("mean", [0.11202646, 0.13103417, 0.10912439]),
+        ("sqrt_n", [0.10911482, 0.13169466, 0.09158027]),
+    ],
+)
+def test_forward_gives_the_golden_logits(pooling: str, logits: list[float]) -> None:
+    net = seeded_net(pooling=pooling)
+    assert net(to_tensors(BATCH, ["apps", "model"])).tolist() == pytest.approx(logits, abs=1e-6)
+
+
+def test_mean_pooling_averages_the_embeddings_of_the_tokens() -> None:
+    net = AudienceNet([4], embedding_dim=1, hidden=())
+    net.load_state_dict(
+        {
+            "embeddings.0": torch.tensor([[0.0], [0.0], [1.0], [3.0]]),
+            "feed_forward.0.weight": torch.ones(1, 1),
+            "feed_forward.0.bias": torch.zeros(1),
+        }
+    )
+    bags = to_tensors({"apps": Ragged.from_lists([[2, 3], [3], [2, 2, 2, 3]])}, ["apps"])
+    assert net(bags).tolist() == [2.0, 3.0, 1.5]
+
+
+def test_pooling_by_the_root_of_n_lets_long_lists_weigh_more() -> None:
+    net = AudienceNet([3], embedding_dim=1, hidden=(), pooling="sqrt_n")
+    net.load_state_dict(
+        {
+            "embeddings.0": torch.tensor([[0.0], [0.0], [1.0]]),
+            "feed_forward.0.weight": torch.ones(1, 1),
+            "feed_forward.0.bias": torch.zeros(1),
+        }
+    )
+    bags = to_tensors({"apps": Ragged.from_lists([[2], [2, 2, 2, 2]])}, ["apps"])
+    assert net(bags).tolist() == [1.0, 2.0]
+
+
+def test_an_unknown_pooling_is_refused() -> None:
+    with pytest.raises(ValueError, match="'mean' or 'sqrt_n', not 'max'"):
+        seeded_net(pooling="max")
+
+
+def test_one_field_and_a_batch_of_one_row() -> None:
+    net = AudienceNet([4], embedding_dim=2, hidden=(3,)).eval()
+    assert net(to_tensors({"apps": Ragged.from_lists([[0]])}, ["apps"])).shape == (1,)
+
+
+def test_a_batch_without_rows_gives_no_logits() -> None:
+    empty = {"apps": Ragged.from_lists([]), "model": Ragged.from_lists([])}
+    assert seeded_net()(to_tensors(empty, ["apps", "model"])).shape == (0,)
+
+
+def test_huge_logits_give_finite_loss_and_gradients() -> None:
+    net = seeded_net()
+    with torch.no_grad():
+        net.get_parameter("feed_forward.3.bias").fill_(1e4)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        net(to_tensors(BATCH, ["apps", "model"])), torch.tensor([0.0, 1.0, 0.0])
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(2 / 3 * 1e4, rel=1e-3)
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("last_offset", [2, 5])
+def test_offsets_that_do_not_cover_the_ids_are_refused(last_offset: int) -> None:
+    """PyTorch itself would silently drop or misread tokens."""
+    torn = Ragged(np.array([2, 3, 2, 2], dtype=np.int32), np.array([0, 1, last_offset], dtype=np.int64))
+    with pytest.raises(DataError, match=rf"(?s)offsets of field 'apps'.*to {last_offset} for 4 ids.*0 to 4"):
+        to_tensors({"apps": torn}, ["apps"])
+
+
+def test_one_batch_can_be_overfitted() -> None:
+    """Without dropout the network learns eight rows by heart: gradients reach every layer."""
+    labels = [0, 1, 0, 1, 0, 1, 0, 1]
+    apps = [[2, 3], [2, 4], [3], [4], [2], [3, 4], [1], [2, 3, 4]]
+    model = [[2], [2], [3], [3], [3], [2], [2], [3]]
+    rows = rows_of(labels * 2, [TRAIN] * 8 + [VALIDATION] * 8, apps * 2, model * 2)
+    config = DnnConfig(
+        hidden=(32,), dropout=0.0, token_dropout=0.0, learning_rate=0.03, max_epochs=200, patience=200
+    )
+    trained = train(rows, config)
+    assert trained.curves[-1].train_loss < 0.01
+    assert trained.curves[-1].validation_auc == 1.0
+
+
+def test_training_learns_what_the_rows_tell() -> None:
+    trained = train(simulated_rows())
+    assert trained.curves[trained.best_epoch - 1].validation_auc > 0.75
+
+
+def test_training_twice_gives_equal_weights() -> None:
+    first, second = train(simulated_rows()), train(simulated_rows())
+    assert first.curves == second.curves
+    assert first.weights() == second.weights()
+
+
+def test_another_seed_gives_other_weights() -> None:
+    other = DnnConfig(embedding_dim=4, hidden=(8,), max_epochs=5, learning_rate=1e-2, seed=1)
+    assert train(simulated_rows()).weights() != train(simulated_rows(), other).weights()
+
+
+def test_training_leaves_the_random_state_and_the_threads_of_the_process_alone() -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(simulated_rows())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_training_never_reads_the_test_rows() -> None:
+    rows = simulated_rows()
+    flipped = np.where(rows.split == TEST, 1 - rows.labels, rows.labels)
+    assert train(rows).weights() == train(TrainingRows(flipped, rows.split, rows.bags)).weights()
+
+
+def test_fewer_rows_than_a_batch_are_enough() -> None:
+    trained = train(simulated_rows(rows=30))
+    assert len(trained.curves) == 5
+
+
+def test_early_stopping_keeps_the_best_epoch() -> None:
+    """Validation labels contradict what is learned, so the ranking gets worse with every epoch."""
+    rows = simulated_rows()
+    labels = np.where(rows.split == VALIDATION, 1 - rows.labels, rows.labels)
+    contradicted = TrainingRows(labels, rows.split, rows.bags)
+    config = DnnConfig(embedding_dim=4, hidden=(8,), max_epochs=40, patience=4, learning_rate=1e-2)
+    trained = train(contradicted, config)
+
+    aucs = [report.validation_auc for report in trained.curves]
+    assert trained.best_epoch == int(np.argmax(aucs)) + 1
+    assert len(aucs) == trained.best_epoch + 4 < 40
+    assert aucs[-1] < max(aucs)
+    up_to_best = DnnConfig(
+        embedding_dim=4, hidden=(8,), max_epochs=trained.best_epoch, patience=4, learning_rate=1e-2
+    )
+    assert trained.weights() == train(contradicted, up_to_best).weights()
+
+
+def test_progress_is_told_every_epoch() -> None:
+    told: list[EpochReport] = []
+    trained = train_dnn(simulated_rows(), SIZES, SMALL, told.append)
+    assert tuple(told) == trained.curves
+    assert [report.epoch for report in told] == [1, 2, 3, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_stops_training() -> None:
+    config = DnnConfig(embedding_dim=4, hidden=(8,), learning_rate=1e30, batch_rows=16)
+    with pytest.raises(TrainingError, match=r"(?s)loss is not finite in epoch 1.*lower learning_rate"):
+        train(simulated_rows(), config)
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"(?s)field 'apps' holds ids outside.*to 4.*expected: .*0 to 2"):
+        train_dnn(simulated_rows(), {"apps": 3, "model": 4}, SMALL, lambda report: None)
+
+
+def test_fields_other_than_the_vocabularys_are_refused() -> None:
+    with pytest.raises(TrainingError, match="different fields"):
+        train_dnn(simulated_rows(), {"apps": 5}, SMALL, lambda report: None)
+
+
+ANY_APPS = [[2], [3], [2], [3], [2], [3]]
+ANY_MODEL = [[2]] * 6
+ALL_SPLITS = [TRAIN, TRAIN, VALIDATION, VALIDATION, TEST, TEST]
+
+
+@pytest.mark.parametrize(
+    ("labels", "split", "message"),
+    [
+        ([0, 0, 0, 1, 0, 1], ALL_SPLITS, "'train' has no positives"),
+        ([0, 1, 0, 0, 0, 1], ALL_SPLITS, "'validation' has no positives"),
+        ([0, 1, 0, 1, 1, 1], ALL_SPLITS, "'test' has only one class"),
+        ([0, 1, 0, 1, 0, 1], [TRAIN] * 3 + [VALIDATION] * 3, "'test' has no rows"),
+        ([0, 2, 0, 1, 0, 1], ALL_SPLITS, "'train' holds labels that are neither 0 nor 1"),
+    ],
+)
+def test_untrainable_labels_are_refused(labels: list[int], split: list[int], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        check_trainable(rows_of(labels, split, ANY_APPS, ANY_MODEL))
+
+
+def test_a_field_without_tokens_is_refused() -> None:
+    """Tokens in other splits do not help: nothing is learned about them."""
+    apps = [[0], [0], [2], [3], [2], [3]]
+    with pytest.raises(TrainingError, match=r"(?s)field 'apps' has no token in any training row.*2 rows"):
+        check_trainable(rows_of([0, 1, 0, 1, 0, 1], ALL_SPLITS, apps, ANY_MODEL))
+
+
+def test_rows_without_fields_are_refused() -> None:
+    rows = TrainingRows(np.zeros(2, dtype=np.float32), np.zeros(2, dtype=np.int8), {})
+    with pytest.raises(TrainingError, match="no feature fields"):
+        check_trainable(rows)
+
+
+def test_multi_hot_counts_tokens_field_by_field() -> None:
+    counts = multi_hot(BATCH, SIZES).toarray()
+    assert counts.tolist() == [
+        [0, 0, 1, 1, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 0, 0, 0, 1, 1],
+        [0, 1, 0, 0, 2, 1, 0, 0, 0],
+    ]
+
+
+def write_rows(path: Path, columns: dict[str, "pa.Array[Any]"], row_group_size: int = 2) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def columns_of(labels: list[int | None], apps: list[list[int] | None]) -> dict[str, "pa.Array[Any]"]:
+    return {
+        "device_id": pa.array([str(row) for row in range(len(labels))]),
+        "label": pa.array(labels, type=pa.int8()),
+        "split": pa.array([0] * len(labels), type=pa.int8()),
+        "apps": pa.array(apps, type=pa.list_(pa.int32())),
+    }
+
+
+def test_reading_joins_files_and_row_groups(tmp_path: Path) -> None:
+    paths = [
+        write_rows(tmp_path / "1.parquet", columns_of([0, 1, 0], [[2], [3, 4], [0]])),
+        write_rows(tmp_path / "2.parquet", columns_of([1], [[5, 6, 7]])),
+    ]
+    rows = read_training_rows(paths, ["apps"])
+    assert rows.labels.tolist() == [0, 1, 0, 1]
+    assert [str(rows.labels.dtype), str(rows.split.dtype)] == ["float32", "int8"]
+    assert rows.bags["apps"].values.tolist() == [2, 3, 4, 0, 5, 6, 7]
+    assert rows.bags["apps"].offsets.tolist() == [0, 1, 3, 4, 7]
+
+
+def test_reading_refuses_what_is_missing(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "1.parquet", columns_of([0], [[2]]))
+    with pytest.raises(DataError, match="no files"):
+        read_training_rows([], ["apps"])
+    with pytest.raises(DataError, match=r"2\.parquet cannot be read"):
+        read_training_rows([tmp_path / "2.parquet"], ["apps"])
+    with pytest.raises(DataError, match=r"(?s)other columns than expected.*'model': 'list<int32>'"):
+        read_training_rows([path], ["apps", "model"])
+
+
+def test_reading_refuses_nulls(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'label' of training set file .* holds nulls"):
+        read_training_rows([write_rows(tmp_path / "1.parquet", columns_of([None], [[2]]))], ["apps"])
+    with pytest.raises(DataError, match="null lists"):
+        read_training_rows([write_rows(tmp_path / "2.parquet", columns_of([1], [None]))], ["apps"])
+
+
+def test_reading_rows_loads_no_framework() -> None:
+    """Executors and the code location import these modules; torch alone costs a second."""
+    modules = ["model_bundle", "feature_vocabulary", "training_rows"]
+    program = (
+        f"import sys, {', '.join(f'pipelines.steps.{name}' for name in modules)}\n"
+        "heavy = {'torch', 'xgboost', 'sklearn', 'dagster', 'great_expectations'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_scoring_the_network_needs_no_scikit_learn() -> None:
+    program = (
+        "import sys, pipelines.steps.dnn_model, pipelines.steps.logistic_model\n"
+        "print('sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

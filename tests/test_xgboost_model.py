@@ -1,0 +1,61 @@
+"""Boosted trees: they learn, stop in time, and are the same for the same seed."""
+
+import numpy as np
+import pytest
+import xgboost
+
+from pipelines.steps.errors import TrainingError
+from pipelines.steps.feature_vocabulary import Ragged
+from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows, multi_hot
+from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+
+SIZES = {"apps": 6, "model": 4}
+SMALL = XGBoostConfig(max_rounds=60, patience=5, column_share=1.0)
+
+
+def simulated_rows(rows: int = 600) -> TrainingRows:
+    """App 2 makes a positive likely; models say nothing. Splits take turns."""
+    random = np.random.default_rng(0)
+    apps = [random.integers(1, 6, size=random.integers(1, 5)).tolist() for _ in range(rows)]
+    labels = [float(random.random() < (0.8 if 2 in row else 0.2)) for row in apps]
+    return TrainingRows(
+        np.asarray(labels, dtype=np.float32),
+        np.asarray([row % 3 for row in range(rows)], dtype=np.int8),
+        {
+            "apps": Ragged.from_lists(apps),
+            "model": Ragged.from_lists([[row % 4] for row in range(rows)]),
+        },
+    )
+
+
+def test_trees_learn_what_the_rows_tell() -> None:
+    trained = train_xgboost(simulated_rows(), SIZES, SMALL)
+    assert max(trained.validation_auc) > 0.65
+
+
+def test_early_stopping_keeps_the_trees_up_to_the_best_round() -> None:
+    trained = train_xgboost(simulated_rows(), SIZES, SMALL)
+    assert trained.best_round == int(np.argmax(trained.validation_auc)) + 1
+    assert trained.booster.num_boosted_rounds() == trained.best_round
+    assert len(trained.validation_auc) == trained.best_round + 5 < 60
+
+
+def test_training_twice_gives_equal_trees() -> None:
+    first = train_xgboost(simulated_rows(), SIZES, SMALL)
+    second = train_xgboost(simulated_rows(), SIZES, SMALL)
+    assert first.weights() == second.weights()
+
+
+def test_weights_are_ubjson_that_xgboost_reads_back() -> None:
+    trained = train_xgboost(simulated_rows(), SIZES, SMALL)
+    again = xgboost.Booster()
+    again.load_model(bytearray(trained.weights()))
+    rows = xgboost.DMatrix(multi_hot(simulated_rows().subset(VALIDATION).bags, SIZES))
+    np.testing.assert_array_equal(again.predict(rows), trained.booster.predict(rows))
+
+
+def test_untrainable_rows_are_refused() -> None:
+    rows = simulated_rows()
+    labels = np.where(rows.split == TRAIN, np.float32(1), rows.labels)
+    with pytest.raises(TrainingError, match="'train' has only one class"):
+        train_xgboost(TrainingRows(labels, rows.split, rows.bags), SIZES, SMALL)
