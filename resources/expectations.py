@@ -5,6 +5,7 @@ blocks. This module turns them into Dagster specs and, given the evidence (a Spa
 into results. A check whose expectations raise fails the step, and so blocks; it never passes.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ class Expected:
 
     name: str
     arguments: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Equal expectations have equal keys."""
+        return f"{self.name}{json.dumps(self.arguments, sort_keys=True)}"
 
 
 def expect(name: str, **arguments: Any) -> Expected:
@@ -71,8 +77,8 @@ def evaluate(
         metadata: Shown with each result.
     """
     results = _validate(checks, evidence)
-    for index, check in enumerate(checks):
-        mine = [result for result in results if result.expectation_config.meta["check"] == index]
+    for check in checks:
+        mine = [results[e.key] for e in check.expectations if e.key in results]
         failed = [result for result in mine if not result.success]
         complete = len(mine) == len(check.expectations)
         yield dg.AssetCheckResult(
@@ -85,7 +91,8 @@ def evaluate(
         )
 
 
-def _validate(checks: Sequence[Check], evidence: DataFrame | pd.DataFrame) -> list[Any]:
+def _validate(checks: Sequence[Check], evidence: DataFrame | pd.DataFrame) -> dict[str, Any]:
+    """Each distinct expectation's key and result; a suite holds equal expectations once."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
@@ -100,27 +107,36 @@ def _validate(checks: Sequence[Check], evidence: DataFrame | pd.DataFrame) -> li
         asset = context.data_sources.add_spark("evidence", persist=False).add_dataframe_asset("evidence")
     batch = asset.add_batch_definition_whole_dataframe("evidence").get_batch({"dataframe": evidence})
     suite = gx.ExpectationSuite(name="checks")
-    for index, check in enumerate(checks):
-        for expectation in check.expectations:
-            known = getattr(gxe, expectation.name)
-            suite.add_expectation(known(**expectation.arguments, meta={"check": index}))
-    return list(batch.validate(suite, result_format="SUMMARY").results)
+    for expectation in {e.key: e for check in checks for e in check.expectations}.values():
+        known = getattr(gxe, expectation.name)
+        suite.add_expectation(known(**expectation.arguments, meta={"key": expectation.key}))
+    results: list[Any] = list(batch.validate(suite, result_format="SUMMARY").results)
+    return {result.expectation_config.meta["key"]: result for result in results}
 
 
 def _explain(result: Any) -> str:
     config = result.expectation_config
-    if result.exception_info.get("raised_exception"):
-        return f"{config.type} raised: {result.exception_info.get('exception_message')}"
+    if messages := _exceptions(result):
+        shown = "an error that may quote device ids" if _is_about_ids(result) else "; ".join(messages)
+        return f"{config.type} raised: {shown}"
     wanted = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
     return f"expected {config.type} {wanted}, observed {_observed(result)}"
+
+
+def _exceptions(result: Any) -> list[str]:
+    """What an expectation raised: described at once, or by each metric that it could not compute."""
+    info = result.exception_info
+    described = [info] if "raised_exception" in info else info.values()
+    return sorted({str(each["exception_message"]) for each in described if each["raised_exception"]})
 
 
 def _figures(results: Sequence[Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for result in results:
         config = result.expectation_config
-        column = config.kwargs.get("column") or "+".join(config.kwargs.get("column_list", [])) or "table"
-        name = f"{column}: {config.type.removeprefix('expect_').removeprefix('column_values_to_')}"
+        columns = [config.kwargs.get(name) for name in ("column", "column_A", "column_B")]
+        columns = [name for name in columns if name] or config.kwargs.get("column_list") or ["table"]
+        name = f"{'+'.join(columns)}: {config.type.removeprefix('expect_').removeprefix('column_values_to_')}"
         threshold = {k: v for k, v in config.kwargs.items() if k not in {"batch_id", "column", "column_list"}}
         figures[name] = dg.MetadataValue.json(
             {"observed": _observed(result), "threshold": _plain(threshold), "success": bool(result.success)}
@@ -129,13 +145,19 @@ def _figures(results: Sequence[Any]) -> dict[str, Any]:
 
 
 def _observed(result: Any) -> Any:
+    if _exceptions(result):
+        return "nothing: it raised"
     found = dict(result.result)
     if found.get("unexpected_count"):
-        if "device_id" in str(result.expectation_config.kwargs):
+        if _is_about_ids(result):
             return {"unexpected": _plain(found["unexpected_count"]), "sample": "device ids are never shown"}
         sample = [_plain(value) for value in found.get("partial_unexpected_list", [])[:SAMPLE]]
         return {"unexpected": _plain(found["unexpected_count"]), "sample": sample}
     return _plain(found.get("observed_value", {"unexpected": 0}))
+
+
+def _is_about_ids(result: Any) -> bool:
+    return "device_id" in str(result.expectation_config.kwargs)
 
 
 def _plain(value: Any) -> Any:

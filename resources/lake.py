@@ -86,7 +86,8 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The rows of the partitions named.
 
         Raises:
-            DataError: A partition was never written; names all that are missing.
+            DataError: A partition was never written; names all that are missing. Or some have other
+                columns than the last one, which Spark would read as nulls.
         """
         wanted = list(keys)
         missing = sorted(set(wanted) - set(self.partition_keys(table)))
@@ -98,11 +99,12 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
                 remedy=f"materialize {table} for these partitions first (a backfill over the range does it)",
             )
         partitions = [self.partition(table, key) for key in wanted]
-        schema = StructType.fromJson(json.loads(partitions[-1].schema))
-        paths = [str(self._table(table) / p.directory) for p in partitions if p.rows]
-        if not paths:
-            return spark.createDataFrame([], schema)
-        return spark.read.schema(schema).parquet(*paths)
+        filled = [partition for partition in partitions if partition.rows]
+        if not filled:
+            return spark.createDataFrame([], _schema(partitions[-1]))
+        _require_same_columns(table, filled)
+        paths = [str(self._table(table) / partition.directory) for partition in filled]
+        return spark.read.schema(_schema(filled[-1])).parquet(*paths)
 
     def write(
         self,
@@ -138,7 +140,8 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         (
             frame.withColumns(directories)
             .repartition(*by, *spread)  # Spark's adaptive execution chooses how many tasks
-            .sortWithinPartitions(*by, *sort)
+            # By the copies: Spark orders what it writes by them, and would drop any other order as useless.
+            .sortWithinPartitions(*directories, *sort)
             .write.partitionBy(*directories)
             .parquet(str(data))
         )
@@ -197,6 +200,24 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _pointer(self, table: str, key: str) -> Path:
         return self._table(table) / "partitions" / f"{key}.json"
+
+
+def _schema(partition: Partition) -> StructType:
+    return StructType.fromJson(json.loads(partition.schema))
+
+
+def _require_same_columns(table: str, partitions: Sequence[Partition]) -> None:
+    # simpleString leaves out what may be null, which differs with the way rows were made.
+    columns = {p.key: _schema(p).simpleString() for p in partitions}
+    newest = partitions[-1].key
+    others = [key for key, found in columns.items() if found != columns[newest]]
+    if others:
+        raise DataError(
+            f"partitions {_abridged(others)} of {table} have other columns than {newest}",
+            found=columns[others[0]],
+            expected=columns[newest],
+            remedy=f"materialize {table} for these partitions again (a backfill over the range does it)",
+        )
 
 
 def _abridged(keys: Sequence[str], most: int = 6) -> str:

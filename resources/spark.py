@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 from dagster_pyspark import LazyPySparkResource
 from pydantic import Field, PrivateAttr
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 _ALWAYS = {
@@ -47,7 +48,10 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
     def session(self) -> SparkSession:
         """The session, started now if there is none."""
         if self._session is None:
-            self._owned = SparkSession.getActiveSession() is None
+            # Each thread has its own active session; the context tells of one that another thread started.
+            self._owned = (
+                SparkSession.getActiveSession() is None and SparkContext._active_spark_context is None
+            )
             self._session = self._connect() if self.remote else self._start()
         return self._session  # type: ignore[no-any-return]
 

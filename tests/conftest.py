@@ -1,7 +1,7 @@
 """What several test files share: one local Spark session, and tables written as literals."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 import pyarrow as pa
@@ -42,11 +42,12 @@ def frame(spark: SparkSession) -> Frame:
     """Makes a frame from literal rows, by way of Arrow: times mean UTC wherever the tests run."""
 
     def make(ddl: str, rows: Sequence[Sequence[object]]) -> DataFrame:
-        schema = StructType.fromDDL(ddl)
+        schema = cast("StructType", StructType.fromDDL(ddl))
         columns: list[Any] = [[row[place] for row in rows] for place in range(len(schema))]
         arrow = to_arrow_schema(schema, timezone="UTC")
         arrays = [pa.array(column, field.type) for column, field in zip(columns, arrow, strict=True)]
-        return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=arrow), schema)
+        table: Any = pa.Table.from_arrays(arrays, schema=arrow)  # Spark's types do not know that it takes one
+        return spark.createDataFrame(table, schema)
 
     return make
 
@@ -54,7 +55,8 @@ def frame(spark: SparkSession) -> Frame:
 @pytest.fixture(scope="session")
 def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chain]":
     """The small project, after its whole chain has run: once for all tests."""
-    from tests.small_project import run_chain, write_small_project  # binds the project: only its tests wait for it
+    # Here, because it binds the project: tests of single steps need not wait for that.
+    from tests.small_project import run_chain, write_small_project
 
     root = tmp_path_factory.mktemp("small_project")
     finished = run_chain(write_small_project(root), root / "dagster_home")

@@ -79,7 +79,8 @@ CAR_BUYERS = """
     """
 
 BIKE_BUYERS = """
-    label: {{where: event_name = 'purchase' and product in ('bike', 'e-bike')}}
+    label:
+      where: event_name = 'purchase' and product in ('bike', 'e-bike')
     horizon_days: {horizon_days}
     as_of_days: {as_of_days}
     training: {{max_epochs: 3}}
@@ -309,7 +310,7 @@ def _dirty_events(rng: np.random.Generator, usual: pd.DataFrame) -> dict[str, pd
     rows["event_time"] = rows["received_at"] = pd.Timestamp(datetime(2025, 3, 2, 12, tzinfo=UTC)) + pd.to_timedelta(
         rng.integers(0, 12 * 86_400, len(rows)), unit="s"
     )
-    missing, zero, undated, future, late, emulator = np.array_split(rows, 6)
+    missing, zero, undated, future, late, emulator = (rows.iloc[part] for part in np.array_split(range(len(rows)), 6))
     return {
         "missing_id": missing.assign(device_id=np.where(np.arange(len(missing)) % 2, None, " ")),
         "zero_id": zero.assign(device_id="00000000-0000-0000-0000-000000000000"),

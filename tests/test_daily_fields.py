@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from conftest import Frame
 
 from pipelines.steps.daily_fields import aggregate_days
 from pipelines.steps.project import FieldSpec
+from tests.conftest import Frame
 
 DAY = date(2025, 3, 10)
 NOON = datetime(2025, 3, 10, 12, tzinfo=UTC)
@@ -15,7 +15,9 @@ MINUTE = timedelta(minutes=1)
 
 MODEL = FieldSpec(name="model", column="device_model", kind="single", normalizer="text")
 APPS = FieldSpec(name="apps", column="app_package", kind="multi", normalizer="package")
-EVENTS = "device_id string, day date, event_time timestamp, device_model string, app_package string, price int"
+EVENTS = (
+    "device_id string, day date, event_time timestamp, device_model string, app_package string, price int"
+)
 
 
 # Name → what a device reports on one day, and what is kept of it.
@@ -33,7 +35,9 @@ SINGLE_CASES: Mapping[str, tuple[Sequence[tuple[datetime, str | None]], list[str
 @pytest.fixture(scope="module")
 def kept(frame: Frame) -> dict[str, list[str]]:
     """All cases in one Spark job, a device each."""
-    events = [(case, DAY, at, model, None, None) for case, (seen, _) in SINGLE_CASES.items() for at, model in seen]
+    events = [
+        (case, DAY, at, model, None, None) for case, (seen, _) in SINGLE_CASES.items() for at, model in seen
+    ]
     rows = aggregate_days(frame(EVENTS, events), [MODEL]).toArrow().to_pylist()
     return {row["device_id"]: row["model"] for row in rows}
 

@@ -1,8 +1,226 @@
-"""x"""
-from tests.small_project import *
-def test_x(chain):
-    for name, r in chain.results.items():
-        print(name, r.success, failures(r))
-        print(materialized(r))
-        print(verdicts(r))
-    assert 0
+"""The whole chain on the small project: what comes out is what its events say."""
+
+import csv
+import math
+from datetime import date, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from pipelines.demo import RUN_TAG, _close_killed_runs
+from pipelines.steps.candidate_models import CANDIDATES
+from tests.small_project import (
+    AS_OF_DAYS,
+    AUDIENCES,
+    FIRST_DAY,
+    HORIZON_DAYS,
+    LAST_DAY,
+    SCORED_DAY,
+    WINDOW_DAYS,
+    Chain,
+    SmallProject,
+    day_keys,
+    failures,
+    materialize,
+    materialized,
+    verdicts,
+)
+
+PRODUCTS = {"car_buyers": ["car"], "bike_buyers": ["bike", "e-bike"]}
+SEGMENTS = {"car_buyers": ("top_fifth", "best_30"), "bike_buyers": ("best_25",)}
+
+
+def seen_devices(project: SmallProject, as_of: date) -> set[str]:
+    """Devices with an accepted event in the window of a day."""
+    days = project.accepted["day"]
+    return set(project.accepted.loc[(days > as_of - timedelta(days=WINDOW_DAYS)) & (days <= as_of), "device_id"])
+
+
+def buyers(project: SmallProject, audience: str, as_of: date) -> set[str]:
+    """Devices with a conversion in the horizon after a day."""
+    events = project.accepted
+    horizon = (events["day"] > as_of) & (events["day"] <= as_of + timedelta(days=HORIZON_DAYS))
+    return set(events.loc[horizon & events["product"].isin(PRODUCTS[audience]), "device_id"])
+
+
+def place(project: SmallProject, audience: str, segment: str) -> Path:
+    return project.data_dir / "deliveries" / audience / segment / str(SCORED_DAY)
+
+
+def delivered(project: SmallProject, audience: str, segment: str) -> pd.DataFrame:
+    """The rows of a delivered file, read as its receiver would."""
+    [file] = place(project, audience, segment).glob("devices-*")
+    if file.suffix == ".parquet":
+        return pq.read_table(file).to_pandas()
+    with file.open(newline="") as stream:
+        rows = pd.DataFrame(csv.DictReader(stream))
+    return rows.astype({"probability": "float32"})
+
+
+def test_every_run_succeeds(chain: Chain) -> None:
+    assert {job: failures(result) for job, result in chain.results.items() if not result.success} == {}
+
+
+def test_every_asset_is_materialized(chain: Chain) -> None:
+    graph = chain.project.definitions().resolve_asset_graph()
+
+    made = set().union(*[materialized(result) for result in chain.results.values()])
+
+    assert made == {key.to_user_string() for key in graph.get_all_asset_keys()}
+
+
+def test_every_check_is_evaluated_and_passes(chain: Chain) -> None:
+    graph = chain.project.definitions().resolve_asset_graph()
+    expected = {f"{key.asset_key.to_user_string()}:{key.name}" for key in graph.asset_check_keys}
+
+    found = [verdicts(result) for result in chain.results.values()]
+
+    assert set().union(*found) == expected
+    assert [check for each in found for check, passed in each.items() if not passed] == []
+
+
+def test_every_raw_row_is_accepted_a_duplicate_or_rejected(spark: SparkSession, chain: Chain) -> None:
+    project, days = chain.project, day_keys(FIRST_DAY, LAST_DAY)
+
+    accepted = project.rows(spark, "app_events", days)
+    rejected = project.rows(spark, "rejected_events", days)
+
+    key = ["device_id", "event_time"]
+    expected = project.accepted[[*key, "day"]].assign(event_time=project.accepted["event_time"].dt.tz_localize(None))
+    found = accepted[[*key, "day"]].sort_values(key, ignore_index=True)
+    pd.testing.assert_frame_equal(found, expected.sort_values(key, ignore_index=True), check_dtype=False)
+    assert (accepted["copies"] - 1).sum() == project.duplicates
+    assert rejected["rejected_because"].value_counts().to_dict() == project.rejected
+    assert accepted["copies"].sum() + len(rejected) == project.raw_rows
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_the_training_set_has_every_device_of_the_window_and_its_outcome(
+    spark: SparkSession, chain: Chain, audience: str
+) -> None:
+    rows = chain.project.rows(spark, "training_set", [audience])
+
+    found = set(rows[["device_id", "day", "label"]].itertuples(index=False, name=None))
+
+    assert found == {
+        (device, as_of, int(device in buyers(chain.project, audience, as_of)))
+        for as_of in AS_OF_DAYS
+        for device in seen_devices(chain.project, as_of)
+    }
+    assert len(found) == len(rows)
+    assert set(rows["split"]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_predictions_score_every_device_of_the_window_once(
+    spark: SparkSession, chain: Chain, audience: str
+) -> None:
+    rows = chain.project.rows(spark, "predictions", [f"{audience}/{SCORED_DAY}"])
+
+    assert sorted(rows["device_id"]) == sorted(seen_devices(chain.project, SCORED_DAY))
+    assert rows["probability"].between(0, 1).all()
+    assert rows["probability"].nunique() > 5  # the model tells devices apart
+
+
+def test_both_audiences_are_scored_in_one_step(chain: Chain) -> None:
+    result = chain.results["daily_job"]
+
+    steps = {e.step_key for e in result.get_asset_materialization_events() if e.asset_key.path[-1] == "predictions"}
+
+    versions = {chain.project.lake.partition("predictions", f"{a}/{SCORED_DAY}").version for a in AUDIENCES}
+    assert steps == {"predictions"}
+    assert len(versions) == 1
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_models_learn_what_the_tokens_say(chain: Chain, audience: str) -> None:
+    """Every second device likes cars, every third one bikes, and their apps tell."""
+    champion = chain.project.models.current(audience, "champion")
+    records = [chain.project.models.current(audience, name) for name in CANDIDATES]
+
+    best = max(record.properties["metrics"]["validation"]["auc"] for record in records)
+
+    assert champion.version in {record.version for record in records}
+    assert champion.properties["metrics"]["validation"]["auc"] == best > 0.65
+
+
+def test_segments_hold_the_most_probable_devices(spark: SparkSession, chain: Chain) -> None:
+    key = [f"car_buyers/{SCORED_DAY}"]
+    segments = chain.project.rows(spark, "segments", key)
+    ranked = chain.project.rows(spark, "predictions", key).sort_values(
+        ["probability", "device_id"], ascending=[False, True]
+    )
+    sizes = {"top_fifth": math.ceil(0.2 * len(ranked)), "best_30": 30}
+
+    members = {name: set(rows["device_id"]) for name, rows in segments.groupby("segment")}
+
+    assert members == {name: set(ranked["device_id"].head(size)) for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize(("audience", "segment"), [(a, s) for a, names in SEGMENTS.items() for s in names])
+def test_delivered_files_equal_the_segments(
+    spark: SparkSession, chain: Chain, audience: str, segment: str
+) -> None:
+    rows = chain.project.rows(spark, "segments", [f"{audience}/{SCORED_DAY}"])
+    expected = rows.loc[rows["segment"] == segment, ["device_id", "probability"]].sort_values("device_id")
+
+    found = delivered(chain.project, audience, segment)
+
+    pd.testing.assert_frame_equal(found, expected.reset_index(drop=True), check_exact=True)
+
+
+def test_each_audience_delivers_what_its_file_asks_for(chain: Chain) -> None:
+    deliveries = chain.project.data_dir / "deliveries"
+
+    found = {path.parent.relative_to(deliveries).as_posix() for path in deliveries.rglob("manifest.json")}
+
+    assert found == {f"{a}/{segment}/{SCORED_DAY}" for a, names in SEGMENTS.items() for segment in names}
+
+
+def test_running_a_day_again_sends_nothing_new(chain: Chain, tmp_path: Path) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    files = sorted((project.data_dir / "deliveries").rglob("*.*"))
+    before = [(file, file.stat().st_mtime_ns, file.read_bytes()) for file in files]
+
+    again = [f"{audience}/{name}" for name in ("predictions", "segments", "deliveries") for audience in AUDIENCES]
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, again, SCORED_DAY)
+
+    sent = [
+        materialization.metadata["rows_sent"].value
+        for audience in AUDIENCES
+        for materialization in result.asset_materializations_for_node(f"{audience}__deliveries")
+    ]
+    assert result.success, failures(result)
+    assert sent == [0, 0]
+    files = sorted((project.data_dir / "deliveries").rglob("*.*"))
+    assert [(file, file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
+
+
+def test_training_again_on_the_same_rows_makes_the_same_models(chain: Chain, tmp_path: Path) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    names = ["training_set", *[f"{name}_model" for name in CANDIDATES], "champion_model"]
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, [f"car_buyers/{name}" for name in names])
+
+    assert result.success, failures(result)
+    versions = {name: project.models.current("car_buyers", name).version for name in [*CANDIDATES, "champion"]}
+    assert versions == {name: chain.project.models.current("car_buyers", name).version for name in versions}
+
+
+def test_the_next_demo_closes_the_run_of_a_killed_one(chain: Chain) -> None:
+    job = chain.project.definitions().resolve_job_def("training_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+        started = dg.DagsterRunStatus.STARTED
+        killed = instance.create_run_for_job(job, status=started, tags={RUN_TAG: "true"})
+        someone_elses = instance.create_run_for_job(job, status=started)
+
+        _close_killed_runs(instance)
+
+        assert instance.get_run_by_id(killed.run_id).status == dg.DagsterRunStatus.CANCELED
+        assert instance.get_run_by_id(someone_elses.run_id).status == started

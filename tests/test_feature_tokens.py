@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
 import pytest
-from conftest import Frame
 from pyspark.sql import DataFrame
 
 from pipelines.steps.feature_tokens import collect_tokens, window
 from pipelines.steps.project import FieldSpec
+from tests.conftest import Frame
 
 DAY = date(2025, 3, 10)
 WINDOW_DAYS = 7
@@ -35,7 +35,9 @@ def device_day(
     return (device_id, day, noon(day), list(model), list(apps))
 
 
-def collect(daily: DataFrame, as_of_days: Sequence[date] = (DAY,), window_days: int = WINDOW_DAYS) -> list[Row]:
+def collect(
+    daily: DataFrame, as_of_days: Sequence[date] = (DAY,), window_days: int = WINDOW_DAYS
+) -> list[Row]:
     tokens = collect_tokens(daily, FIELDS, as_of_days, window_days)
     return list(tokens.orderBy("day", "device_id").toArrow().to_pylist())
 
@@ -74,18 +76,16 @@ def test_many_as_of_days_at_once_equal_one_at_a_time(frame: Frame) -> None:
     rng = random.Random(5)
     models = ["Pixel 8", "samsung SM-A5", "SM_A5", "unknown", ""]
     apps = ["com.a", "COM.A", "com.b:push", "com.b", "com.c", "com.d", "null"]
-    daily = frame(
-        DAILY,
-        [
-            device_day(
-                days_before(back), rng.sample(models, rng.randint(0, 2)), sorted(rng.sample(apps, rng.randint(0, 4))),
-                f"device-{device}",
-            )
-            for device in range(20)
-            for back in range(-2, 12)
-            if rng.random() < 0.4  # most windows have days without the device
-        ],
-    ).cache()  # fmt: skip
+    rows = []
+    for device in range(20):
+        for back in range(-2, 12):
+            if rng.random() < 0.4:  # most windows have days without the device
+                model, seen = (
+                    rng.sample(models, rng.randint(0, 2)),
+                    sorted(rng.sample(apps, rng.randint(0, 4))),
+                )
+                rows.append(device_day(days_before(back), model, seen, f"device-{device}"))
+    daily = frame(DAILY, rows).cache()
     as_of_days = [days_before(3), days_before(1), DAY]
     one_at_a_time = [row for day in as_of_days for row in collect(daily, [day])]
     assert collect(daily, as_of_days) == one_at_a_time

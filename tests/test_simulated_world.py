@@ -1,7 +1,6 @@
 """The simulated world: reproducible, as dirty as documented, and with no shortcut to who buys a car."""
 
 import json
-import re
 import subprocess
 import sys
 import unicodedata
@@ -14,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 
 from pipelines.simulate import main
 from pipelines.steps import simulated_world as world
@@ -31,7 +32,7 @@ TINY = WorldConfig(devices=100, days=5, events=2_000, first_day=date(2025, 2, 26
 SMALL = WorldConfig(devices=1_500, days=60, events=60_000, seed=11)
 WINDOW_DAYS = 30
 SINGLE_TOKEN_AUC_BOUND = 0.70
-"""At 20,000 devices the best token reaches 0.63; here chance adds up to three standard errors."""
+"""At 20,000 devices the best token reaches 0.66; here chance has its part too."""
 STANDARD_ERRORS = 4
 """How far a share may stray from its constant: a fixed seed, so this never flickers."""
 
@@ -200,7 +201,9 @@ def test_missing_values_are_spelled_in_every_way(first_copies: pd.DataFrame, col
 def test_names_and_models_are_spelled_in_many_ways(first_copies: pd.DataFrame) -> None:
     names, models = set(first_copies["device_name"]), set(first_copies["device_model"])
     assert {"samsung", "SAMSUNG", "Samsung", " samsung  ", "ｓａｍｓｕｎｇ"} <= names  # noqa: RUF001
-    plain = next(model for model in sorted(models) if re.fullmatch(r"SM-\d+[A-Z]", model))
+    plain = first_copies.loc[
+        first_copies["device_model"].str.fullmatch(r"SM-\d+[A-Z]"), "device_model"
+    ].mode()[0]
     folded = {unicodedata.normalize("NFKC", model).strip() for model in models if model.startswith("Ｓ")}  # noqa: RUF001
     assert {plain, plain.lower(), f"samsung {plain}", f"SAMSUNG  {plain.lower()}", f"  {plain} "} <= models
     assert plain in folded
@@ -237,10 +240,12 @@ def cars(first_copies: pd.DataFrame) -> pd.DataFrame:
 def test_cars_are_bought_at_the_true_hazard(cars: pd.DataFrame, truth: pd.DataFrame) -> None:
     expected = SMALL.days * truth["daily_hazard"].sum()
     assert len(cars) == pytest.approx(expected, abs=3 * np.sqrt(expected))
-    by_hazard = truth.sort_values("daily_hazard")["device_id"].to_numpy()
-    for group in np.array_split(by_hazard, 3):  # not only in sum: the hazardous buy more
-        hazard = truth.loc[truth["device_id"].isin(group), "daily_hazard"].sum() * SMALL.days
-        assert cars["device_id"].isin(group).sum() == pytest.approx(hazard, abs=3 * np.sqrt(hazard))
+    # Not only in sum: the most hazardous tenth buys its own share, and so do the others.
+    hazardous = truth["daily_hazard"] > truth["daily_hazard"].quantile(0.9)
+    for group in (truth[hazardous], truth[~hazardous]):
+        expected = SMALL.days * group["daily_hazard"].sum()
+        observed = cars["device_id"].isin(group["device_id"]).sum()
+        assert observed == pytest.approx(expected, abs=3 * np.sqrt(expected))
 
 
 def test_no_car_purchase_is_lost_to_dirt(cars: pd.DataFrame, truth: pd.DataFrame) -> None:
@@ -275,7 +280,7 @@ def window(first_copies: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
 def outcomes(cars: pd.DataFrame, truth: pd.DataFrame) -> pd.Series:
     """Per real device: does it buy in the 30 days after the window, or would it in ten such worlds?
 
-    The purchases of one small world are about forty; ten seeded redraws of the same hazards make the
+    The buyers of one small month are few; ten seeded redraws of the same hazards make the
     AUCs below steady enough to bound.
     """
     real = truth[~truth["emulator"]]
@@ -307,6 +312,41 @@ def test_no_single_token_gives_buyers_away(window: pd.DataFrame, outcomes: pd.Se
     aucs = 0.5 + (seen["buyers"] - seen["others"]).abs() / 2  # of a yes-or-no token
     assert len(aucs) > 10
     assert aucs.max() < SINGLE_TOKEN_AUC_BOUND
+
+
+def test_many_weak_tokens_together_tell_who_buys(tmp_path: Path) -> None:
+    """The demo's models need something to learn: a plain logistic regression finds most of it.
+
+    At the default size it reaches 0.81 of what is attainable (AUC above one half), with half of the
+    devices to learn from; here there are fewer.
+    """
+    config = WorldConfig(devices=8_000, days=120, events=600_000, seed=2)
+    simulate_world(config, tmp_path / "world")
+    events = read_events(tmp_path / "world")
+    truth = pq.read_table(tmp_path / "world" / world.TRUTH_FILE).to_pandas()
+    hazard = truth.loc[~truth["emulator"]].set_index("device_id")["daily_hazard"]
+    events = events.assign(device_id=events["device_id"].str.lower())
+    events = events[events["device_id"].isin(hazard.index)]
+    as_of = pd.Timestamp(config.first_day, tz="UTC") + pd.Timedelta(days=WINDOW_DAYS)
+    in_window = events[events["event_time"] < as_of]
+    horizon = events[(events["event_time"] >= as_of) & (events["product"] == world.CAR)]
+
+    pairs = pd.concat(
+        [
+            in_window[["device_id", "app_package"]].set_axis(["device_id", "token"], axis=1),
+            in_window[["device_id", "campaign"]].set_axis(["device_id", "token"], axis=1),
+        ]
+    )
+    pairs = pairs.dropna().drop_duplicates()
+    tokens = pairs["token"].astype("category").cat.codes
+    rows = hazard.index.get_indexer(pd.Index(pairs["device_id"]))
+    multi_hot = csr_matrix((np.ones(len(pairs)), (rows, tokens)), shape=(len(hazard), tokens.max() + 1))
+    bought = hazard.index.isin(horizon["device_id"])
+    learn = np.arange(len(hazard)) % 2 == 0
+    model = LogisticRegression(C=0.01, max_iter=1_000).fit(multi_hot[learn], bought[learn])
+    reached = rank_auc(model.decision_function(multi_hot[~learn]), bought[~learn])
+    attainable = attainable_auc(hazard.to_numpy()[~learn], bought[~learn])
+    assert (reached - 0.5) / (attainable - 0.5) > 0.65
 
 
 def test_propensity_is_that_of_a_poisson_process() -> None:

@@ -243,10 +243,8 @@ def train_dnn(
     check_trainable(rows, splits=(TRAIN, VALIDATION))
     check_vocabulary(rows.bags, vocabulary_sizes)
     train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
-    with (
-        torch_threads(config.threads),
-        torch.random.fork_rng(devices=[]),
-    ):  # dropout knows no generator of its own
+    # dropout knows no generator of its own, so the global one is borrowed and put back
+    with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = AudienceNet(
             list(vocabulary_sizes.values()),

@@ -87,8 +87,15 @@ class Ragged:
                 remedy="rebuild the training set from feature_tokens",
             )
         offsets = column.offsets.to_numpy().astype(np.int64)
-        values = column.values.to_numpy(zero_copy_only=False)
-        return cls(values[offsets[0] : offsets[-1]].astype(np.int32, copy=False), offsets - offsets[0])
+        values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+        if values.null_count:
+            raise DataError(
+                "a column of encoded tokens holds null ids",
+                found=f"{values.null_count} nulls in {len(values)} ids",
+                expected=f"no nulls: an unknown token is written as {UNKNOWN_ID}",
+                remedy="rebuild the training set from feature_tokens",
+            )
+        return cls(values.to_numpy().astype(np.int32, copy=False), offsets - offsets[0])
 
 
 EncodedRows = Mapping[str, Ragged]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from math import ceil
 
 from pyspark.sql import Column, DataFrame
@@ -43,7 +44,9 @@ def _select(
     predictions: DataFrame, segment: SegmentSpec, devices: int, thresholds: Mapping[str, float | None]
 ) -> DataFrame:
     if segment.min_precision is None:
-        most = segment.size if segment.size is not None else ceil((segment.top_fraction or 0) * devices)
+        # As written, not as floating point has it: 0.07 of 100 devices are 7, not 7.000000000000001.
+        share = Decimal(str(segment.top_fraction or 0))
+        most = segment.size if segment.size is not None else ceil(share * devices)
         return predictions.orderBy(F.desc("probability"), "device_id").limit(most)
     threshold = thresholds.get(segment.name)
     if threshold is None:

@@ -30,7 +30,7 @@ Ints = NDArray[np.integer]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raise it with every change that alters the files of some seed: worlds on disk are then rebuilt."""
 
 EVENTS_FOLDER = "events"
@@ -104,16 +104,16 @@ INTEREST_SHARES = (
 """Chance that a device has each interest, by its owner's stage of life: 2 to 3 of 12 on average."""
 TIER_CHANCES = (0.3, 0.6)
 """Binomial, by the owner's stage of life: tier 1.2 of 0 to 4 on average, or tier 2.4."""
-WEAKEST_STRENGTH = 0.8
+WEAKEST_STRENGTH = 0.85
 """Strengths of the interests that a device has are uniform from here to 1."""
-FAINT_INTEREST = 0.012
-"""Weight of every interest a device does not have, against at least 0.8 of one it has."""
-ACTIVITY_SIGMA = 0.6
-"""Of the log-normal number of events: the busiest 1 % send over 4 times the median."""
+FAINT_INTEREST = 0.006
+"""Weight of every interest a device does not have, against WEAKEST_STRENGTH or more of one it has."""
+ACTIVITY_SIGMA = 0.55
+"""Of the log-normal number of events: the busiest 1 % send 3.6 times the median."""
 INSTALLED_MEDIAN, INSTALLED_MIN, INSTALLED_MAX = 18, 8, 40
 USAGE_SKEW = 1.4
 """Which installed app an event is about: position `n * u ** skew`; 1 would use all alike."""
-GENERIC_APP_SHARE = 0.06
+GENERIC_APP_SHARE = 0.04
 """Of installed apps, those that everybody has whatever the interests."""
 TARGETED_IMPRESSION_SHARE, TARGETED_CLICK_SHARE = 0.95, 0.98
 """Of impressions and clicks, those whose campaign matches an interest of the device."""
@@ -126,7 +126,7 @@ POPULARITY_SHIFT, POPULARITY_EXPONENT = 0.6, 2.0
 """Zipf-Mandelbrot within each interest: about a hundred apps in all carry most of the evidence."""
 RARE_APP_SHARE = 0.04
 """Of installed apps, those spread evenly over the catalogue: most packages are on a few devices only."""
-CAMPAIGN_SIGMA = 1.5
+CAMPAIGN_SIGMA = 1.7
 """Of the log-normal weights of campaigns."""
 TIERS = 5
 TIER_SPREAD_OF_BRAND = 0.5
@@ -162,8 +162,8 @@ BRANDS = (  # name, prefix of its model numbers, price tier of its middle model,
 )
 
 # --- Who buys a car: log hazard = intercept + sums below; strengths are 0 to 1, tier is -1 to 1. ---
-INTEREST_EFFECTS = (1.1, 0.65, 0.6, 0.4, 0.4, 0.3, 0.25, -0.65, -0.5, -0.4, -0.25, 0.2)
-TIER_EFFECT = 0.3
+INTEREST_EFFECTS = (0.95, 0.6, 0.55, 0.4, 0.4, 0.3, 0.25, -0.65, -0.5, -0.4, -0.25, 0.2)
+TIER_EFFECT = 0.25
 INTERACTION_EFFECTS = (
     ("auto", "finance", 0.8),
     ("auto", "family", 0.8),
@@ -171,7 +171,7 @@ INTERACTION_EFFECTS = (
     ("family", "travel", 0.5),
     ("auto", "gaming", -0.7),
 )
-TIER_AUTO_EFFECT = 0.35
+TIER_AUTO_EFFECT = 0.3
 CALIBRATION_DAYS = 90
 BUYER_SHARE = 0.07
 """Of real devices, those expected to buy within the calibration days: it sets the intercept."""

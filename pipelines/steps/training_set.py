@@ -45,9 +45,16 @@ def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_da
             raise _not_matured(audience, unripe, known_days)
         return list(audience.as_of_days)
     rolling = audience.as_of_days
-    newest = max(known, default=date.min) - timedelta(days=audience.horizon_days) if known else date.min
+    if not known:
+        raise DataError(
+            f"{audience.name}: there are no days to train on",
+            found="no app_events",
+            expected=f"{rolling.count} as-of days, a window before and {audience.horizon_days} days after",
+            remedy="materialize app_events first (a backfill over the range does it)",
+        )
+    newest = max(known) - timedelta(days=audience.horizon_days)
     days = [newest - timedelta(days=back * rolling.every_days) for back in range(rolling.count)]
-    first = min(known, default=date.max)
+    first = min(known)
     unripe = [d for d in days if not matured(d) or d - timedelta(days=window_days - 1) < first]
     if unripe:
         raise _not_matured(audience, unripe, known_days)

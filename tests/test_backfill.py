@@ -1,0 +1,175 @@
+"""Days of the past: one run over many equals one run for each, and a rerun replaces its own day only."""
+
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from resources.lake import Lake, Partition
+from tests.small_project import (
+    AUDIENCES,
+    SCORED_DAY,
+    Chain,
+    SmallProject,
+    day_keys,
+    failures,
+    materialize,
+    materialized,
+    run_days,
+)
+
+FIRST, LAST = SCORED_DAY - timedelta(days=2), SCORED_DAY
+DAILY_TABLES = ("app_events", "rejected_events", "daily_fields", "feature_tokens", "predictions", "segments")
+PER_AUDIENCE = {"predictions", "segments"}
+
+
+def keys_of_table(table: str, first: date = FIRST, last: date = LAST) -> list[str]:
+    if table in PER_AUDIENCE:
+        return [key for audience in AUDIENCES for key in day_keys(first, last, f"{audience}/")]
+    return day_keys(first, last)
+
+
+def delivered_files(project: SmallProject) -> dict[str, bytes]:
+    deliveries = project.data_dir / "deliveries"
+    return {str(p.relative_to(deliveries)): p.read_bytes() for p in deliveries.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def at_once(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
+    """Three days in one run."""
+    project = chain.project.copied_to(tmp_path_factory.mktemp("at_once") / "data")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = run_days(project.definitions(), instance, "daily_job", FIRST, LAST)
+    assert result.success, failures(result)
+    return project
+
+
+@pytest.fixture(scope="module")
+def day_by_day(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
+    """The same three days, a run for each."""
+    project = chain.project.copied_to(tmp_path_factory.mktemp("day_by_day") / "data")
+    with dg.DagsterInstance.ephemeral() as instance:
+        for day in day_keys(FIRST, LAST):
+            day_ = date.fromisoformat(day)
+            result = run_days(project.definitions(), instance, "daily_job", day_, day_)
+            assert result.success, failures(result)
+    return project
+
+
+@pytest.mark.parametrize("table", DAILY_TABLES)
+def test_one_run_over_many_days_equals_a_run_for_each(
+    spark: SparkSession, at_once: SmallProject, day_by_day: SmallProject, table: str
+) -> None:
+    for key in keys_of_table(table):
+        expected = day_by_day.rows(spark, table, [key])
+
+        pd.testing.assert_frame_equal(at_once.rows(spark, table, [key]), expected, check_exact=True)
+        assert len(expected) == day_by_day.lake.partition(table, key).rows > 0
+
+
+@pytest.mark.parametrize("table", DAILY_TABLES)
+def test_one_run_writes_its_days_in_one_spark_job(
+    at_once: SmallProject, day_by_day: SmallProject, table: str
+) -> None:
+    audiences = [f"{audience}/" for audience in AUDIENCES] if table in PER_AUDIENCE else [""]
+
+    def versions(project: SmallProject, prefix: str) -> set[str]:
+        return {project.lake.partition(table, key).version for key in day_keys(FIRST, LAST, prefix)}
+
+    for prefix in audiences:
+        assert len(versions(at_once, prefix)) == 1
+        assert len(versions(day_by_day, prefix)) == len(day_keys(FIRST, LAST))
+
+
+def test_one_run_over_many_days_delivers_what_a_run_for_each_does(
+    at_once: SmallProject, day_by_day: SmallProject
+) -> None:
+    delivered = delivered_files(at_once)
+
+    assert delivered == delivered_files(day_by_day)
+    assert {path.split("/")[2] for path in delivered} == set(day_keys(FIRST, LAST))
+
+
+def pointers(project: SmallProject) -> dict[str, dict[str, Partition]]:
+    """Table → key → what is known of the partition."""
+    tables = {*DAILY_TABLES, "training_set"}
+    lake = project.lake
+    return {table: {key: lake.partition(table, key) for key in lake.partition_keys(table)} for table in tables}
+
+
+def changed(before: dict[str, dict[str, Partition]], after: dict[str, dict[str, Partition]]) -> set[str]:
+    return {
+        f"{table}/{key}"
+        for table, partitions in after.items()
+        for key, partition in partitions.items()
+        if before[table].get(key) != partition
+    }
+
+
+@pytest.fixture
+def project(chain: Chain, tmp_path: Path) -> SmallProject:
+    return chain.project.copied_to(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("asset", "replaced"),
+    [
+        ("app_events", {f"app_events/{SCORED_DAY}", f"rejected_events/{SCORED_DAY}"}),
+        ("daily_fields", {f"daily_fields/{SCORED_DAY}"}),
+        ("feature_tokens", {f"feature_tokens/{SCORED_DAY}"}),
+        ("car_buyers/predictions", {f"predictions/car_buyers/{SCORED_DAY}"}),
+        ("car_buyers/segments", {f"segments/car_buyers/{SCORED_DAY}"}),
+    ],
+)
+def test_one_asset_on_demand_replaces_its_partition_by_an_equal_one(
+    spark: SparkSession, chain: Chain, project: SmallProject, asset: str, replaced: set[str]
+) -> None:
+    before = pointers(project)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, [asset], SCORED_DAY)
+
+    assert result.success, failures(result)
+    assert materialized(result) == {asset}
+    assert changed(before, pointers(project)) == replaced
+    for table, key in (path.split("/", 1) for path in replaced):
+        rows = project.rows(spark, table, [key])
+        pd.testing.assert_frame_equal(rows, chain.project.rows(spark, table, [key]), check_exact=True)
+
+
+class LakeThatFailsMidway(Lake):
+    """Spark fails while it writes daily_fields, at a row of the last day."""
+
+    def write(self, frame: DataFrame, table: str, **how: Any) -> dict[str, Partition]:
+        if table == "daily_fields":
+            broken = F.when(F.col("day") == F.lit(LAST), F.raise_error(F.lit("the disk is full")))
+            frame = frame.withColumn("events", F.coalesce(broken.cast("bigint"), F.col("events")))
+        return super().write(frame, table, **how)
+
+
+def test_a_backfill_that_fails_midway_leaves_every_day_readable(
+    spark: SparkSession, chain: Chain, project: SmallProject
+) -> None:
+    keys, failing = day_keys(FIRST, LAST), LakeThatFailsMidway(root=project.lake.root)
+    before = pointers(project)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        failed = run_days(project.definitions(lake=failing), instance, "ingestion_job", FIRST, LAST)
+        after_failure = pointers(project)
+        rows = project.rows(spark, "daily_fields", keys)
+        again = run_days(project.definitions(), instance, "ingestion_job", FIRST, LAST)
+
+    assert not failed.success
+    assert "the disk is full" in failures(failed)
+    assert materialized(failed) == {"app_events"}
+    events = {f"{table}/{key}" for table in ("app_events", "rejected_events") for key in keys}
+    assert changed(before, after_failure) == events
+    pd.testing.assert_frame_equal(rows, chain.project.rows(spark, "daily_fields", keys), check_exact=True)
+    assert again.success, failures(again)
+    rerun = project.rows(spark, "daily_fields", keys)
+    pd.testing.assert_frame_equal(rerun, rows, check_exact=True)

@@ -1,0 +1,470 @@
+"""Every blocking check blocks: one fault planted for each, and what comes next is not made.
+
+A fault is planted where it would come from: in what an asset writes or reads, by a resource that
+corrupts it. Everything else is the real thing, and was right when `chain` ran.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.steps.candidate_models import CANDIDATES
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.project import FolderDestination
+from resources.destinations import Delivery, Destinations, Manifest
+from resources.lake import Lake, Partition
+from resources.model_store import ModelRecord, ModelStore
+from tests.small_project import (
+    AUDIENCES,
+    SCORED_DAY,
+    Chain,
+    SmallProject,
+    failures,
+    materialize,
+    materialized,
+    verdicts,
+)
+
+Override = Callable[[SmallProject], Mapping[str, Any]]
+"""The project → the resources that corrupt it."""
+Corrupt = Callable[[DataFrame], DataFrame]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way for an asset to go wrong.
+
+    Attributes:
+        name: What is wrong.
+        override: Plants it.
+    """
+
+    name: str
+    override: Override
+
+
+# --- faults in tables -----------------------------------------------------------------------------
+
+
+def written(table: str, name: str, corrupt: Corrupt) -> Fault:
+    """A lake that corrupts what is written to one table."""
+
+    class CorruptingLake(Lake):
+        def write(self, frame: DataFrame, table_: str, **how: Any) -> dict[str, Partition]:
+            return super().write(corrupt(frame) if table_ == table else frame, table_, **how)
+
+    return Fault(name, lambda project: {"lake": CorruptingLake(root=project.lake.root)})
+
+
+def one_row_lost(frame: DataFrame) -> DataFrame:
+    return frame.where(F.col("device_id") != F.lit(frame.agg(F.min("device_id")).head()[0]))  # type: ignore[index]
+
+
+def one_row_twice(frame: DataFrame) -> DataFrame:
+    return frame.unionByName(frame.orderBy("device_id").limit(1))
+
+
+def column_is(column: str, value: Any) -> Corrupt:
+    return lambda frame: frame.withColumn(column, F.lit(value).cast(frame.schema[column].dataType))
+
+
+def column_cast(column: str, type_: str) -> Corrupt:
+    return lambda frame: frame.withColumn(column, F.col(column).cast(type_))
+
+
+def first_device_has(column: str, value: Any) -> Corrupt:
+    """Spoils the rows of one device only: a check that samples or averages would miss them."""
+
+    def corrupt(frame: DataFrame) -> DataFrame:
+        first = frame.agg(F.min("device_id")).head()[0]  # type: ignore[index]
+        value_ = F.lit(value).cast(frame.schema[column].dataType)
+        return frame.withColumn(column, F.when(F.col("device_id") == first, value_).otherwise(F.col(column)))
+
+    return corrupt
+
+
+def last_event_a_day_later(frame: DataFrame) -> DataFrame:
+    return frame.withColumn("last_event_time", F.col("last_event_time") + F.expr("INTERVAL 1 DAY"))
+
+
+def seen_at_the_boundary(frame: DataFrame) -> DataFrame:
+    """The first microsecond that no feature may know of."""
+    return frame.withColumn("last_event_time", F.date_add("day", 1).cast("timestamp"))
+
+
+def split_by_day(frame: DataFrame) -> DataFrame:
+    oldest = frame.agg(F.min("day")).head()[0]  # type: ignore[index]
+    return frame.withColumn("split", F.when(F.col("day") == oldest, F.col("split")).otherwise(0).cast("tinyint"))
+
+
+def no_positive_in_validation(frame: DataFrame) -> DataFrame:
+    return frame.withColumn("label", F.when(F.col("split") == 1, 0).otherwise(F.col("label")).cast("tinyint"))
+
+
+def unknown_token_id(frame: DataFrame) -> DataFrame:
+    """The first id beyond the vocabulary, where the network has no row of its own."""
+    return frame.withColumn("apps", F.transform("apps", lambda token_id: token_id + F.lit(10_000)))
+
+
+def scores_shifted(frame: DataFrame) -> DataFrame:
+    """By less than any plot would show, and a hundred times more than scoring may differ."""
+    up = F.col("probability") < 0.5
+    shifted = F.col("probability") + F.when(up, 1e-4).otherwise(-1e-4)
+    return frame.withColumn("probability", shifted.cast("float"))
+
+
+def segment_lost(frame: DataFrame) -> DataFrame:
+    return frame.where("segment != 'best_30'")
+
+
+def segment_of_all() -> Fault:
+    """Every scored device in one segment: an advertiser would pay for all."""
+
+    class CorruptingLake(Lake):
+        def write(self, frame: DataFrame, table: str, **how: Any) -> dict[str, Partition]:
+            if table == "segments":
+                scored = self.read(frame.sparkSession, "predictions", how["keys"])
+                everyone = scored.withColumn("segment", F.lit("best_30")).select(*frame.columns)
+                frame = everyone.unionByName(frame.where("segment != 'best_30'"))
+            return super().write(frame, table, **how)
+
+    return Fault("segment of all devices", lambda project: {"lake": CorruptingLake(root=project.lake.root)})
+
+
+# --- faults in vocabularies and models ------------------------------------------------------------
+
+
+class _GappedField(FieldVocabulary):
+    def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
+        right = super().encode(column)
+        return replace(right, values=right.values + (right.values > self.size // 2))
+
+
+class _FieldWithoutMissing(FieldVocabulary):
+    def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
+        right = super().encode(column)
+        return replace(right, values=right.values - 1)
+
+
+def vocabulary_read(name: str, field_type: type[FieldVocabulary]) -> Fault:
+    """A store whose vocabulary encodes in another way than its places say."""
+
+    class CorruptingStore(ModelStore):
+        def vocabulary(self) -> Vocabulary:
+            right = super().vocabulary()
+            return Vocabulary(tuple(field_type(f.name, f.max_length, f.tokens) for f in right.fields))
+
+    return Fault(name, lambda project: {"models": CorruptingStore(root=project.models.root)})
+
+
+def vocabulary_saved(name: str, corrupt: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Fault:
+    """A store that keeps other tokens than were fitted."""
+
+    class CorruptingStore(ModelStore):
+        def save_vocabulary(self, vocabulary: Vocabulary) -> None:
+            fields = (FieldVocabulary(f.name, f.max_length, corrupt(f.tokens)) for f in vocabulary.fields)
+            super().save_vocabulary(Vocabulary(tuple(fields)))
+
+    return Fault(name, lambda project: {"models": CorruptingStore(root=project.models.root)})
+
+
+def recorded(name: str, model: str, corrupt: Callable[[ModelStore, ModelRecord], ModelRecord]) -> Fault:
+    """A store that records something else of one model."""
+
+    class CorruptingStore(ModelStore):
+        def record(self, record: ModelRecord) -> ModelRecord:
+            return super().record(corrupt(self, record) if record.model == model else record)
+
+    return Fault(name, lambda project: {"models": CorruptingStore(root=project.models.root)})
+
+
+def metric_is(value: float, metric: str = "auc") -> Callable[[ModelStore, ModelRecord], ModelRecord]:
+    def corrupt(_: ModelStore, record: ModelRecord) -> ModelRecord:
+        if "metrics" not in record.properties:  # `add` records the bundle first, its metrics after
+            return record
+        metrics = record.properties["metrics"]
+        spoiled = metrics | {"validation": metrics["validation"] | {metric: value}}
+        return replace(record, properties={**record.properties, "metrics": spoiled})
+
+    return corrupt
+
+
+def worst_candidate(store: ModelStore, record: ModelRecord) -> ModelRecord:
+    candidates = [store.current(record.audience, name) for name in CANDIDATES]
+    worst = min(candidates, key=lambda each: each.properties["metrics"]["validation"]["auc"])
+    return replace(worst, model="champion", properties={**worst.properties, "thresholds": {}})
+
+
+def other_vocabulary(_: ModelStore, record: ModelRecord) -> ModelRecord:
+    return replace(record, properties={**record.properties, "vocabulary_hash": "0" * 64})
+
+
+# --- faults in what is delivered ------------------------------------------------------------------
+
+
+def delivered(name: str, corrupt: Callable[[Path], None]) -> Fault:
+    """A destination that spoils the file it has published."""
+
+    class CorruptingDestinations(Destinations):
+        def publish(self, delivery: Delivery, destination: FolderDestination) -> tuple[Manifest, bool]:
+            manifest, new = super().publish(delivery, destination)
+            place = self.place(delivery.audience, delivery.segment, delivery.day, destination)
+            corrupt(place / manifest.file)
+            return manifest, new
+
+    return Fault(name, lambda project: {"destinations": CorruptingDestinations(root=str(project.data_dir))})
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def exchange_two_rows(file: Path) -> None:
+    header, first, second, *others = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([header, second, first, *others]))
+
+
+FAULTS: Mapping[str, Sequence[Fault]] = {
+    "app_events:schema": [
+        written("app_events", "times as text", column_cast("event_time", "string")),
+        written("app_events", "a null time", first_device_has("event_time", None)),
+    ],
+    "app_events:rows_accounted_for": [
+        written("app_events", "an event lost", one_row_lost),
+        written("app_events", "an event made up", one_row_twice),
+        written("rejected_events", "a rejected row lost", one_row_lost),
+    ],
+    "daily_fields:schema": [
+        written("daily_fields", "times as text", column_cast("last_event_time", "string")),
+        written("daily_fields", "a null id", first_device_has("device_id", None)),
+    ],
+    "daily_fields:unique_device_day": [written("daily_fields", "a device twice", one_row_twice)],
+    "daily_fields:events_within_day": [written("daily_fields", "tomorrow's time", last_event_a_day_later)],
+    "daily_fields:every_event_aggregated": [written("daily_fields", "a device lost", one_row_lost)],
+    "feature_tokens:schema": [
+        written("feature_tokens", "ids as bytes", column_cast("device_id", "binary")),
+        written("feature_tokens", "a null id", first_device_has("device_id", None)),
+    ],
+    "feature_tokens:unique_device_day": [written("feature_tokens", "a device twice", one_row_twice)],
+    "feature_tokens:nothing_after_as_of_day": [
+        written("feature_tokens", "seen at the boundary", seen_at_the_boundary)
+    ],
+    "feature_vocabulary:dense_ids": [vocabulary_read("a gap", _GappedField)],
+    "feature_vocabulary:reserved_slots": [vocabulary_read("one reserved id too few", _FieldWithoutMissing)],
+    "feature_vocabulary:unique_tokens": [
+        vocabulary_saved("a token twice", lambda tokens: (*tokens, tokens[0])),
+    ],
+    "feature_vocabulary:not_empty": [vocabulary_saved("no token", lambda _: ())],
+    "training_set:schema": [
+        written("training_set", "label 2", first_device_has("label", 2)),
+        written("training_set", "a fourth split", first_device_has("split", 3)),
+    ],
+    "training_set:unique_device_day": [written("training_set", "a row twice", one_row_twice)],
+    "training_set:ids_in_vocabulary": [written("training_set", "an id outside", unknown_token_id)],
+    "training_set:both_classes_in_every_split": [
+        written("training_set", "no positive in validation", no_positive_in_validation)
+    ],
+    "training_set:no_device_in_two_splits": [written("training_set", "split by day", split_by_day)],
+    **{
+        f"{name}_model:metrics_are_finite": [
+            recorded("AUC is NaN", name, metric_is(float("nan"))),
+            *([recorded("log-loss is infinite", name, metric_is(float("inf"), "log_loss"))] if name == "logistic" else []),
+        ]
+        for name in CANDIDATES
+    },
+    "champion_model:champion_is_best_candidate": [recorded("the worst candidate", "champion", worst_candidate)],
+    "champion_model:champion_scores": [recorded("another vocabulary", "champion", other_vocabulary)],
+    "predictions:probabilities": [
+        written("predictions", "a NaN", first_device_has("probability", float("nan"))),
+        written("predictions", "an infinity", first_device_has("probability", float("inf"))),
+        written("predictions", "1.5", first_device_has("probability", 1.5)),
+        written("predictions", "a null", first_device_has("probability", None)),
+        written("predictions", "double precision", column_cast("probability", "double")),
+    ],
+    "predictions:unique_device_day": [written("predictions", "a device twice", one_row_twice)],
+    "predictions:every_device_scored": [written("predictions", "a device lost", one_row_lost)],
+    "predictions:equals_in_process_pytorch": [written("predictions", "scores 1e-4 off", scores_shifted)],
+    "segments:probabilities": [
+        written("segments", "a null", first_device_has("probability", None)),
+        written("segments", "-0.1", first_device_has("probability", -0.1)),
+    ],
+    "segments:unique_members": [written("segments", "a member twice", one_row_twice)],
+    "segments:size_above_zero_and_below_all": [
+        written("segments", "an empty segment", segment_lost),
+        segment_of_all(),
+    ],
+    "deliveries:rows_equal_manifest": [delivered("a row cut off", truncate)],
+    "deliveries:content_equals_manifest": [delivered("two rows exchanged", exchange_two_rows)],
+}
+"""Blocking check, without its audience → faults that it must find."""
+
+DOWNSTREAM = {
+    "app_events": "daily_fields",
+    "daily_fields": "feature_tokens",
+    "feature_tokens": "car_buyers/predictions",
+    "feature_vocabulary": "car_buyers/training_set",
+    "training_set": "car_buyers/logistic_model",
+    **{f"{name}_model": "car_buyers/champion_model" for name in CANDIDATES},
+    "champion_model": "car_buyers/predictions",
+    "predictions": "car_buyers/segments",
+    "segments": "car_buyers/deliveries",
+    "deliveries": None,
+}
+"""Asset → one that is made from it, if any."""
+SHARED = {"app_events", "daily_fields", "feature_tokens", "feature_vocabulary"}
+PARTITIONED = {"app_events", "daily_fields", "feature_tokens", "predictions", "segments", "deliveries"}
+MADE_FIRST = {"deliveries": ["car_buyers/predictions", "car_buyers/segments"]}
+"""What a run must make, too, because the history of this test knows nothing of it."""
+
+
+def blocking_checks(definitions: dg.Definitions) -> list[dg.AssetCheckSpec]:
+    checks = definitions.resolve_asset_graph().asset_check_keys
+    nodes = (definitions.resolve_asset_graph().get_check_spec(key) for key in checks)
+    return [spec for spec in nodes if spec.blocking]
+
+
+def test_every_blocking_check_has_a_fault(chain: Chain) -> None:
+    specs = blocking_checks(chain.project.definitions())
+
+    checks = {f"{spec.asset_key.path[-1]}:{spec.name}" for spec in specs}
+
+    assert checks == set(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("check", "fault"),
+    [pytest.param(check, fault, id=f"{check}: {fault.name}") for check, faults in FAULTS.items() for fault in faults],
+)
+def test_a_fault_stops_what_is_made_from_it(chain: Chain, tmp_path: Path, check: str, fault: Fault) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    name = check.split(":")[0]
+    asset, downstream = name if name in SHARED else f"car_buyers/{name}", DOWNSTREAM[name]
+    selection = [*MADE_FIRST.get(name, []), asset, *([downstream] if downstream else [])]
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        day = SCORED_DAY if {name, (downstream or "").split("/")[-1]} & PARTITIONED else None
+        result = materialize(project.definitions(**fault.override(project)), instance, selection, day)
+
+    found = verdicts(result)
+    assert found.get(f"{asset}:{check.split(':')[1]}") is False, f"{found}\n{failures(result)}"
+    assert asset in materialized(result)
+    assert downstream not in materialized(result)
+    assert not result.success
+
+
+# --- delivery on its own: blocking reaches no further than one run ------------------------------------
+
+
+@pytest.fixture
+def undelivered(chain: Chain, tmp_path: Path) -> SmallProject:
+    """The project before its first delivery."""
+    project = chain.project.copied_to(tmp_path / "data")
+    shutil.rmtree(project.data_dir / "deliveries")
+    return project
+
+
+def assert_refused(project: SmallProject, instance: dg.DagsterInstance, *because: str) -> None:
+    """Delivering on its own says why it does not, and publishes nothing."""
+    result = materialize(project.definitions(), instance, ["car_buyers/deliveries"], SCORED_DAY)
+
+    message = failures(result)
+    assert not result.success
+    assert f"nothing is delivered for {SCORED_DAY}: blocking checks upstream have not passed" in message
+    for reason in because:
+        assert reason in message
+    assert not list((project.data_dir / "deliveries").rglob("*.*"))
+
+
+def test_segments_whose_check_failed_are_not_delivered_later(undelivered: SmallProject) -> None:
+    fault = written("segments", "an empty segment", segment_lost)
+    with dg.DagsterInstance.ephemeral() as instance:
+        spoiled = undelivered.definitions(**fault.override(undelivered))
+        materialize(spoiled, instance, ["car_buyers/predictions", "car_buyers/segments"], SCORED_DAY)
+
+        assert_refused(
+            undelivered, instance, "'car_buyers/segments:size_above_zero_and_below_all': 'failed'"
+        )
+
+
+def test_segments_made_from_predictions_whose_check_failed_are_not_delivered(undelivered: SmallProject) -> None:
+    """Segments, materialized in a run of their own, know nothing of the failed check before them."""
+    fault = written("predictions", "scores 1e-4 off", scores_shifted)
+    with dg.DagsterInstance.ephemeral() as instance:
+        spoiled = undelivered.definitions(**fault.override(undelivered))
+        materialize(spoiled, instance, ["car_buyers/predictions"], SCORED_DAY)
+        alone = materialize(undelivered.definitions(), instance, ["car_buyers/segments"], SCORED_DAY)
+        assert alone.success
+
+        assert_refused(undelivered, instance, "'car_buyers/predictions:equals_in_process_pytorch': 'failed'")
+
+
+def test_a_day_without_history_is_not_delivered(undelivered: SmallProject) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert_refused(undelivered, instance, "'car_buyers/segments:unique_members': 'never materialized'")
+
+
+def test_a_day_whose_checks_were_never_evaluated_is_not_delivered(undelivered: SmallProject) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        for name in ("predictions", "segments"):
+            instance.report_runless_asset_event(
+                dg.AssetMaterialization(["car_buyers", name], partition=str(SCORED_DAY))
+            )
+
+        assert_refused(
+            undelivered,
+            instance,
+            "'car_buyers/predictions:probabilities': 'never evaluated'",
+            "'car_buyers/segments:probabilities': 'never evaluated'",
+        )
+
+
+def test_a_verdict_on_an_earlier_materialization_does_not_count(undelivered: SmallProject) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        made = ["car_buyers/predictions", "car_buyers/segments"]
+        assert materialize(undelivered.definitions(), instance, made, SCORED_DAY).success
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(["car_buyers", "segments"], partition=str(SCORED_DAY))
+        )
+
+        assert_refused(undelivered, instance, "'car_buyers/segments:probabilities': 'never evaluated'")
+
+
+def test_a_checked_day_is_delivered_on_its_own_after_a_later_day_has_run(undelivered: SmallProject) -> None:
+    definitions, made = undelivered.definitions(), ["car_buyers/predictions", "car_buyers/segments"]
+    later = SCORED_DAY + timedelta(days=1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert materialize(definitions, instance, made, SCORED_DAY).success
+        assert materialize(definitions, instance, ["feature_tokens", *made], later).success
+
+        result = materialize(definitions, instance, ["car_buyers/deliveries"], SCORED_DAY)
+
+    assert result.success, failures(result)
+    delivered_days = {path.parent.name for path in (undelivered.data_dir / "deliveries").rglob("manifest.json")}
+    assert delivered_days == {str(SCORED_DAY)}
+
+
+# --- what the parity check reports --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_parity_reports_the_distribution_of_differences(chain: Chain, audience: str) -> None:
+    evaluations = chain.results["daily_job"].get_asset_check_evaluations()
+    parity = next(
+        e for e in evaluations if e.asset_key.path[0] == audience and e.check_name == "equals_in_process_pytorch"
+    )
+
+    reported = {name: value.value for name, value in parity.metadata.items()}
+
+    assert set(reported) == {"count", "mean", "std", "p25", "p50", "p75", "p99", "max", "threshold"}
+    assert reported["count"] == chain.project.lake.partition("feature_tokens", str(SCORED_DAY)).rows
+    assert 0 <= reported["p25"] <= reported["p50"] <= reported["p75"] <= reported["p99"] <= reported["max"]
+    assert reported["max"] <= reported["threshold"] == 1e-6

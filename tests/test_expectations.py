@@ -1,0 +1,251 @@
+"""Great Expectations as asset checks: a check passes only where every expectation was answered, and held."""
+
+import importlib
+import json
+import pkgutil
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+from pyspark.sql import DataFrame
+
+import assets
+from resources.expectations import Check, Expected, check_specs, evaluate, expect
+from tests.conftest import Frame
+
+ASSET = dg.AssetKey(["buyers", "predictions"])
+IN_RANGE = Check(
+    "probabilities",
+    "every probability is in [0, 1]",
+    [
+        expect("ExpectColumnValuesToNotBeNull", column="probability"),
+        expect("ExpectColumnValuesToBeBetween", column="probability", min_value=0, max_value=1),
+    ],
+)
+UNIQUE = Check(
+    "unique_devices",
+    "a device is scored once",
+    [expect("ExpectColumnValuesToBeUnique", column="device_id")],
+)
+ADVICE = Check(
+    "enough_rows",
+    "there are some rows",
+    [expect("ExpectTableRowCountToBeBetween", min_value=100)],
+    blocking=False,
+)
+MISSING_COLUMN = Check(
+    "no_such_column", "cannot be answered", [expect("ExpectColumnValuesToNotBeNull", column="no_such_column")]
+)
+
+
+@pytest.fixture(scope="module")
+def scores(frame: Frame) -> DataFrame:
+    rows = [("secret-1", 0.5), ("secret-1", 1.5), ("secret-2", -0.25), ("secret-3", 0.75)]
+    return frame("device_id string, probability double", rows)
+
+
+def results_of(evidence: DataFrame | pd.DataFrame, *checks: Check) -> dict[str | None, dg.AssetCheckResult]:
+    return {result.check_name: result for result in evaluate(ASSET, checks, evidence)}
+
+
+def figures(result: dg.AssetCheckResult) -> dict[str, Any]:
+    return {name: value.value for name, value in result.metadata.items()}
+
+
+def text_of(result: dg.AssetCheckResult) -> str:
+    return json.dumps([result.description, figures(result)])
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["spark", "pandas"])
+def test_each_check_has_a_result_of_its_own(scores: DataFrame, engine: str) -> None:
+    evidence = scores if engine == "spark" else scores.toPandas()
+    always = Check("rows", "there are four", [expect("ExpectTableRowCountToEqual", value=4)])
+    results = results_of(evidence, always, IN_RANGE, UNIQUE)
+    assert {name: result.passed for name, result in results.items()} == {
+        "rows": True, "probabilities": False, "unique_devices": False,
+    }  # fmt: skip
+    assert {result.asset_key for result in results.values()} == {ASSET}
+
+
+def test_a_check_that_passed_shows_what_was_observed() -> None:
+    [result] = results_of(pd.DataFrame({"probability": [0.5, 0.75]}), IN_RANGE).values()
+    assert (result.passed, result.description) == (True, None)
+    assert figures(result) == {
+        "probability: not_be_null": {"observed": {"unexpected": 0}, "threshold": {}, "success": True},
+        "probability: be_between": {
+            "observed": {"unexpected": 0},
+            "threshold": {"min_value": 0.0, "max_value": 1.0},
+            "success": True,
+        },
+    }
+
+
+def test_a_check_that_failed_shows_observed_threshold_and_a_sample(scores: DataFrame) -> None:
+    [result] = results_of(scores, IN_RANGE).values()
+    assert not result.passed
+    assert figures(result)["probability: be_between"] == {
+        "observed": {"unexpected": 2, "sample": [1.5, -0.25]},
+        "threshold": {"min_value": 0.0, "max_value": 1.0},
+        "success": False,
+    }
+    assert result.description == (
+        "expected expect_column_values_to_be_between "
+        "{'column': 'probability', 'min_value': 0.0, 'max_value': 1.0}, "
+        "observed {'unexpected': 2, 'sample': [1.5, -0.25]}"
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_probability_that_is_no_number_fails(frame: Frame, value: float | None) -> None:
+    [result] = results_of(
+        frame("device_id string, probability double", [("a", 0.5), ("b", value)]), IN_RANGE
+    ).values()
+    assert not result.passed
+
+
+def test_a_sample_is_short() -> None:
+    evidence = pd.DataFrame({"probability": [2.0 + number for number in range(50)]})
+    [result] = results_of(evidence, IN_RANGE).values()
+    assert figures(result)["probability: be_between"]["observed"] == {
+        "unexpected": 50,
+        "sample": [2.0, 3.0, 4.0, 5.0, 6.0],
+    }
+
+
+@pytest.mark.parametrize("engine", ["spark", "pandas"])
+def test_device_ids_are_never_shown(scores: DataFrame, engine: str) -> None:
+    evidence = scores if engine == "spark" else scores.toPandas()
+    revealing = [
+        UNIQUE,
+        Check("set", "", [expect("ExpectColumnValuesToBeInSet", column="device_id", value_set=["x"])]),
+        Check(
+            "together",
+            "",
+            [expect("ExpectCompoundColumnsToBeUnique", column_list=["device_id", "device_id"])],
+        ),
+        Check(
+            "pair",
+            "",
+            [expect("ExpectColumnPairValuesToBeEqual", column_A="device_id", column_B="probability")],
+        ),
+    ]
+    for result in results_of(evidence, *revealing).values():
+        assert not result.passed
+        assert "secret" not in text_of(result)
+
+
+def test_expectations_over_pairs_of_columns_are_told_apart() -> None:
+    check = Check(
+        "rows_equal",
+        "all counts are equal",
+        [
+            expect("ExpectColumnPairValuesToBeEqual", column_A="delivered", column_B="manifest"),
+            expect("ExpectColumnPairValuesToBeEqual", column_A="delivered", column_B="segment"),
+        ],
+    )
+    [result] = results_of(pd.DataFrame({"delivered": [3], "manifest": [3], "segment": [4]}), check).values()
+    assert {name: figure["success"] for name, figure in figures(result).items()} == {
+        "delivered+manifest: column_pair_values_to_be_equal": True,
+        "delivered+segment: column_pair_values_to_be_equal": False,
+    }
+
+
+def test_the_same_expectation_may_stand_in_two_checks() -> None:
+    twin = Check("twin", "the same again", IN_RANGE.expectations)
+    results = results_of(pd.DataFrame({"probability": [0.5]}), IN_RANGE, twin)
+    assert {name: result.passed for name, result in results.items()} == {"probabilities": True, "twin": True}
+
+
+def test_what_a_caller_adds_is_shown_with_each_result() -> None:
+    evidence = pd.DataFrame({"probability": [0.5], "device_id": ["a"]})
+    for result in evaluate(ASSET, [IN_RANGE, UNIQUE], evidence, metadata={"rows": 1}):
+        assert figures(result)["rows"] == 1
+
+
+# --- what cannot be answered ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["spark", "pandas"])
+def test_an_expectation_that_raises_fails_its_check_and_no_other(scores: DataFrame, engine: str) -> None:
+    evidence = scores.where("probability > 0") if engine == "spark" else scores.toPandas()
+    rows = Check("rows", "there are rows", [expect("ExpectTableRowCountToBeBetween", min_value=1)])
+    results = results_of(evidence, MISSING_COLUMN, rows)
+    assert {name: result.passed for name, result in results.items()} == {
+        "no_such_column": False,
+        "rows": True,
+    }
+    assert results["no_such_column"].description == (
+        "expect_column_values_to_not_be_null raised: "
+        'Error: The column "no_such_column" in BatchData does not exist.'
+    )
+    assert figures(results["no_such_column"]) == {
+        "no_such_column: not_be_null": {"observed": "nothing: it raised", "threshold": {}, "success": False}
+    }
+
+
+def test_an_expectation_that_does_not_exist_is_an_error() -> None:
+    misspelt = Check("misspelt", "", [expect("ExpectColumnValuesToBeFine", column="probability")])
+    with pytest.raises(AttributeError, match="ExpectColumnValuesToBeFine"):
+        results_of(pd.DataFrame({"probability": [0.5]}), misspelt)
+
+
+def test_no_rows_are_no_proof_of_a_row_count() -> None:
+    [result] = results_of(pd.DataFrame({"probability": []}), ADVICE).values()
+    assert not result.passed
+
+
+# --- blocking -------------------------------------------------------------------------------------
+
+
+def test_checks_block_unless_they_say_otherwise() -> None:
+    specs = check_specs(ASSET, [IN_RANGE, ADVICE])
+    assert [(spec.name, spec.blocking, spec.description) for spec in specs] == [
+        ("probabilities", True, "every probability is in [0, 1]"),
+        ("enough_rows", False, "there are some rows"),
+    ]
+
+
+def test_a_failed_check_is_an_error_where_it_blocks_and_a_warning_elsewhere() -> None:
+    evidence = pd.DataFrame({"probability": [2.0]})
+    severities = {name: result.severity for name, result in results_of(evidence, IN_RANGE, ADVICE).items()}
+    assert severities == {
+        "probabilities": dg.AssetCheckSeverity.ERROR,
+        "enough_rows": dg.AssetCheckSeverity.WARN,
+    }
+
+
+# --- the checks of the assets ---------------------------------------------------------------------
+
+
+def declared_checks() -> list[tuple[str, Check]]:
+    found = []
+    for module in pkgutil.iter_modules(assets.__path__):
+        for value in vars(importlib.import_module(f"assets.{module.name}")).values():
+            checks = value if isinstance(value, list) else [value]
+            found += [(module.name, check) for check in checks if isinstance(check, Check)]
+    return found
+
+
+DECLARED = declared_checks()
+
+
+def test_every_asset_module_declares_checks() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(assets.__path__)}
+    assert {module for module, _ in DECLARED} == modules
+
+
+@pytest.mark.parametrize(("module", "check"), DECLARED, ids=[f"{m}:{check.name}" for m, check in DECLARED])
+def test_a_declared_check_names_real_expectations(module: str, check: Check) -> None:
+    import great_expectations.expectations as gxe  # 4 CPU seconds that collecting the tests need not take
+
+    assert check.description
+    assert check.expectations
+    for expectation in check.expectations:
+        assert isinstance(expectation, Expected)
+        known: Any = getattr(gxe, expectation.name)
+        assert set(expectation.arguments) <= set(known.__fields__)  # others it would ignore
+        known(**expectation.arguments)

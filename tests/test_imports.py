@@ -1,0 +1,185 @@
+"""What loading a module brings along: executors load little, definitions start nothing, our packages win."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+EXECUTOR_MODULES = [
+    "app_events",
+    "daily_fields",
+    "feature_tokens",
+    "feature_vocabulary",
+    "model_bundle",
+    "normalize",
+    "predictions",
+    "training_set",
+]
+ABOVE_STEPS = {"dagster", "great_expectations", "assets", "resources"}
+MAX_CPU_SECONDS = 5.0
+"""Contract of the design. Measured 3.2 s; a machine half as fast, or as busy, must not fail the test."""
+SLACK = 2
+
+
+def run(
+    code: str, *, directory: Path = REPOSITORY, pythonpath: Path | None = None, **environment: str
+) -> dict[str, Any]:
+    """What a fresh interpreter prints as JSON, run in a directory with only this PYTHONPATH."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if pythonpath is not None:
+        inherited["PYTHONPATH"] = str(pythonpath)
+    finished = subprocess.run(
+        [sys.executable, "-c", dedent(code)],
+        cwd=directory,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    printed: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return printed
+
+
+def is_installed() -> bool:
+    try:
+        importlib.metadata.distribution("audience-factory")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def executor() -> dict[str, Any]:
+    return run(
+        f"""
+        import importlib, json, sys
+
+        def loaded():
+            return sorted({{name.partition(".")[0] for name in sys.modules}})
+
+        import pipelines.steps.model_bundle
+        bundle = loaded()
+        for name in {EXECUTOR_MODULES}:
+            importlib.import_module(f"pipelines.steps.{{name}}")
+        print(json.dumps({{"bundle": bundle, "all": loaded()}}))
+        """
+    )
+
+
+def test_executors_import_nothing_above_the_steps(executor: dict[str, Any]) -> None:
+    assert ABOVE_STEPS.isdisjoint(executor["all"])
+
+
+def test_executors_import_no_engine_before_a_bundle_asks_for_it(executor: dict[str, Any]) -> None:
+    assert {"torch", "xgboost", "sklearn"}.isdisjoint(executor["all"])
+
+
+def test_a_bundle_needs_no_spark(executor: dict[str, Any]) -> None:
+    assert "pyspark" not in executor["bundle"]
+
+
+def test_no_step_names_what_is_above_it() -> None:
+    steps = sorted((REPOSITORY / "pipelines/steps").glob("*.py"))
+    assert len(steps) > len(EXECUTOR_MODULES)
+    found = {step.name: sorted(imported_by(step) & ABOVE_STEPS) for step in steps}
+    assert {name: above for name, above in found.items() if above} == {}
+
+
+def imported_by(module: Path) -> set[str]:
+    """The packages that a module imports, within functions too."""
+    nodes = list(ast.walk(ast.parse(module.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
+
+
+# --- definitions ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loading() -> dict[str, Any]:
+    return run(
+        """
+        import json, sys, time
+        asked = []
+        network = {"socket.connect", "socket.getaddrinfo", "socket.bind"}
+        sys.addaudithook(lambda event, arguments: asked.append(event) if event in network else None)
+        import pipelines.definitions
+        seconds = time.process_time()
+        from pyspark import SparkContext
+        print(json.dumps({
+            "cpu_seconds": seconds,
+            "modules": sorted(sys.modules),
+            "jvm": SparkContext._gateway is not None,
+            "network": asked,
+        }))
+        """
+    )
+
+
+def test_loading_definitions_starts_no_jvm(loading: dict[str, Any]) -> None:
+    assert not loading["jvm"]
+
+
+def test_loading_definitions_touches_no_network(loading: dict[str, Any]) -> None:
+    assert loading["network"] == []
+
+
+def test_loading_definitions_imports_no_framework_that_only_runs_need(loading: dict[str, Any]) -> None:
+    assert {"torch", "great_expectations"}.isdisjoint(loading["modules"])
+
+
+def test_loading_definitions_is_quick(loading: dict[str, Any]) -> None:
+    assert loading["cpu_seconds"] < MAX_CPU_SECONDS * SLACK
+
+
+# --- where packages come from ---------------------------------------------------------------------
+
+PRINT_ORIGINS = """
+import json, sys
+import assets, pipelines, resources
+print(json.dumps({m.__name__: m.__file__ for m in (assets, pipelines, resources)}))
+"""
+OURS = {name: str(REPOSITORY / name / "__init__.py") for name in ("assets", "pipelines", "resources")}
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A directory with an `assets` package of somebody else's, a name that many projects use."""
+    (tmp_path / "foreign/assets").mkdir(parents=True)
+    (tmp_path / "foreign/assets/__init__.py").touch()
+    return tmp_path / "foreign"
+
+
+def test_in_the_repository_our_packages_win_over_pythonpath(foreign: Path) -> None:
+    # `python -m` and `python -c` put the working directory first; workspace.yaml does so for Dagster.
+    assert run(PRINT_ORIGINS, pythonpath=foreign) == OURS
+
+
+@pytest.mark.skipif(
+    not is_installed(), reason="audience-factory is not installed here; `make setup` installs it"
+)
+def test_installed_our_packages_are_found_from_any_directory(tmp_path: Path) -> None:
+    assert run(PRINT_ORIGINS, directory=tmp_path) == OURS
+
+
+@pytest.mark.skipif(
+    not is_installed(), reason="audience-factory is not installed here; `make setup` installs it"
+)
+def test_elsewhere_pythonpath_wins_which_is_why_make_unsets_it(tmp_path: Path, foreign: Path) -> None:
+    # Nothing that is installed comes before PYTHONPATH; the Makefile's commands therefore run without it.
+    origins = run(PRINT_ORIGINS, directory=tmp_path, pythonpath=foreign)
+    assert origins["assets"] == str(foreign / "assets/__init__.py")
+    assert "unset PYTHONPATH" in (REPOSITORY / "Makefile").read_text()

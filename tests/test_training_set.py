@@ -1,0 +1,246 @@
+"""Labelled rows: what counts as a conversion, which days are trained on, which split a device is in."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from pipelines.steps.errors import DataError
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.project import Audience
+from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION
+from pipelines.steps.training_set import (
+    count_splits,
+    encode_rows,
+    label_days,
+    label_devices,
+    matured_as_of_days,
+    split_devices,
+)
+from tests.conftest import Frame
+
+DAY = date(2025, 3, 10)
+MIDNIGHT = datetime(2025, 3, 11, tzinfo=UTC)
+"""The end of the as-of day."""
+MICROSECOND = timedelta(microseconds=1)
+HORIZON_DAYS = 7
+FEATURES = "device_id string, day date, apps array<string>"
+EVENTS = "device_id string, event_time timestamp, event_name string"
+PURCHASE = "event_name = 'purchase'"
+
+
+def days_after(count: int) -> date:
+    return DAY + timedelta(days=count)
+
+
+def audience(as_of_days: object, horizon_days: int = HORIZON_DAYS) -> Audience:
+    return Audience.model_validate(
+        {
+            "file": Path("buyers.yaml"),
+            "name": "buyers",
+            "label": {"event": {"event_name": "purchase"}},
+            "horizon_days": horizon_days,
+            "as_of_days": as_of_days,
+            "segments": ({"name": "top", "size": 10},),
+            "destinations": ({"type": "folder", "path": "out"},),
+        }
+    )
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+# Name → the device's only event: when, what, and the label it leads to.
+LABEL_CASES: dict[str, tuple[datetime, str | None, int]] = {
+    "during the as-of day": (MIDNIGHT - timedelta(hours=12), "purchase", 0),
+    "last microsecond of the as-of day": (MIDNIGHT - MICROSECOND, "purchase", 0),
+    "first moment after": (MIDNIGHT, "purchase", 1),
+    "last microsecond of the horizon": (MIDNIGHT + timedelta(days=HORIZON_DAYS) - MICROSECOND, "purchase", 1),
+    "after the horizon": (MIDNIGHT + timedelta(days=HORIZON_DAYS), "purchase", 0),
+    "another event": (MIDNIGHT, "view", 0),
+    "nothing known of the event": (MIDNIGHT, None, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def labels(frame: Frame) -> dict[str, int]:
+    """All cases in one Spark job, a device each, and one device without any event."""
+    tokens = frame(FEATURES, [(case, DAY, []) for case in [*LABEL_CASES, "no event"]])
+    events = frame(EVENTS, [(case, at, name) for case, (at, name, _) in LABEL_CASES.items()])
+    rows = label_devices(tokens, events, PURCHASE, HORIZON_DAYS).toArrow()
+    assert rows.schema.field("label").type == pa.int8()
+    return {row["device_id"]: row["label"] for row in rows.to_pylist()}
+
+
+@pytest.mark.parametrize("case", LABEL_CASES)
+def test_labels_come_strictly_after_the_as_of_day(case: str, labels: dict[str, int]) -> None:
+    assert labels[case] == LABEL_CASES[case][2]
+
+
+def test_a_device_without_events_afterwards_is_negative(labels: dict[str, int]) -> None:
+    assert labels["no event"] == 0
+
+
+def test_an_event_counts_for_each_as_of_day_whose_horizon_holds_it(frame: Frame) -> None:
+    as_of_days = [days_after(shift) for shift in (-1, 0, 1, 2)]
+    tokens = frame(FEATURES, [("phone", day, ["a"]) for day in as_of_days])
+    purchase = datetime(2025, 3, 12, 8, tzinfo=UTC)  # two days after DAY
+    events = frame(EVENTS, [("phone", purchase, "purchase"), ("phone", purchase, "purchase")])
+    rows = label_devices(tokens, events, PURCHASE, 2).orderBy("day").toArrow().to_pylist()
+    assert [row["label"] for row in rows] == [0, 1, 1, 0]
+    assert [row["apps"] for row in rows] == [["a"]] * 4
+
+
+def test_a_device_that_converts_but_has_no_features_gets_no_row(frame: Frame) -> None:
+    tokens = frame(FEATURES, [("phone", DAY, [])])
+    events = frame(EVENTS, [("stranger", MIDNIGHT, "purchase")])
+    rows = label_devices(tokens, events, PURCHASE, HORIZON_DAYS).toArrow().to_pylist()
+    assert [(row["device_id"], row["label"]) for row in rows] == [("phone", 0)]
+
+
+def test_label_days_are_the_days_after() -> None:
+    assert label_days(DAY, 3) == [days_after(1), days_after(2), days_after(3)]
+
+
+# --- which days can be trained on -----------------------------------------------------------------
+
+
+def known_days(count: int) -> list[date]:
+    """As many days, the last of them DAY."""
+    return [days_after(1 - count + place) for place in range(count)]
+
+
+def test_days_named_are_taken_once_their_horizon_is_over() -> None:
+    named = (days_after(-9), days_after(-HORIZON_DAYS))
+    assert matured_as_of_days(audience(named), known_days(10), window_days=30) == list(named)
+
+
+def test_a_day_named_too_early_is_an_error() -> None:
+    named = (days_after(-HORIZON_DAYS), days_after(1 - HORIZON_DAYS))
+    with pytest.raises(DataError) as raised:
+        matured_as_of_days(audience(named), known_days(10), window_days=30)
+    assert str(raised.value) == (
+        "buyers: as-of days 2025-03-04 cannot be trained on\n"
+        "  found:    app_events of 2025-03-01 to 2025-03-10 (10 days)\n"
+        "  expected: a whole window before, and all of the 7 days after, each as-of day\n"
+        "  remedy:   materialize app_events for these days, or name earlier as-of days in the audience's file"
+    )
+
+
+def test_a_day_missing_from_the_horizon_is_an_error() -> None:
+    named = (days_after(-9),)
+    known = [day for day in known_days(10) if day != days_after(-4)]
+    with pytest.raises(DataError, match="as-of days 2025-03-01 cannot be trained on"):
+        matured_as_of_days(audience(named), known, window_days=30)
+
+
+def test_rolling_days_are_the_newest_matured_ones_oldest_first() -> None:
+    rolling = audience({"count": 3, "every_days": 2})
+    newest = days_after(-HORIZON_DAYS)
+    assert matured_as_of_days(rolling, known_days(20), window_days=5) == [
+        newest - timedelta(days=4),
+        newest - timedelta(days=2),
+        newest,
+    ]
+
+
+@pytest.mark.parametrize(("known", "enough"), [(HORIZON_DAYS + 5, True), (HORIZON_DAYS + 4, False)])
+def test_a_rolling_day_needs_a_whole_window(known: int, enough: bool) -> None:
+    rolling = audience({"count": 1, "every_days": 1})
+    if enough:
+        assert matured_as_of_days(rolling, known_days(known), window_days=5) == [days_after(-HORIZON_DAYS)]
+        return
+    with pytest.raises(DataError, match="as-of days 2025-03-03 cannot be trained on"):
+        matured_as_of_days(rolling, known_days(known), window_days=5)
+
+
+@pytest.mark.parametrize("as_of_days", [(DAY,), {"count": 3, "every_days": 30}])
+def test_without_any_events_there_is_nothing_to_train_on(as_of_days: object) -> None:
+    with pytest.raises(DataError, match="materialize app_events"):
+        matured_as_of_days(audience(as_of_days), [], window_days=5)
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def splits_of(spark: SparkSession, devices: Sequence[int], seed: int = 0) -> dict[str, int]:
+    ids = spark.range(devices[0], devices[-1] + 1).select(F.concat(F.lit("d"), "id").alias("device_id"))
+    rows = ids.withColumn("split", split_devices(seed, 0.2, 0.1)).toArrow()
+    assert rows.schema.field("split").type == pa.int8()
+    return {row["device_id"]: row["split"] for row in rows.to_pylist()}
+
+
+def test_splits_are_about_as_large_as_asked_for(spark: SparkSession) -> None:
+    sizes = Counter(splits_of(spark, range(10_000)).values())
+    # Three standard deviations of a share of 0.2 among 10,000 devices are 0.012.
+    assert sizes[TRAIN] / 10_000 == pytest.approx(0.7, abs=0.015)
+    assert sizes[VALIDATION] / 10_000 == pytest.approx(0.2, abs=0.012)
+    assert sizes[TEST] / 10_000 == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_device_has_its_split_whatever_the_devices_beside_it(spark: SparkSession) -> None:
+    many, few = splits_of(spark, range(100)), splits_of(spark, range(50, 60))
+    assert few == {device: many[device] for device in few}
+
+
+def test_another_seed_splits_otherwise(spark: SparkSession) -> None:
+    assert splits_of(spark, range(100), seed=1) != splits_of(spark, range(100), seed=2)
+
+
+def test_a_device_is_in_the_split_that_it_was_in_in_every_version_of_this_code(frame: Frame) -> None:
+    # Were a device to change its split, a champion's test rows could be a challenger's training rows.
+    devices = frame("device_id string", [(f"device-{number}",) for number in range(12)])
+    rows = devices.withColumn("split", split_devices(7, 0.25, 0.25)).orderBy(
+        F.length("device_id"), "device_id"
+    )
+    assert [row["split"] for row in rows.toArrow().to_pylist()] == [1, 0, 2, 0, 1, 1, 2, 2, 0, 1, 1, 1]
+
+
+# --- encoding and counting ------------------------------------------------------------------------
+
+VOCABULARY = Vocabulary((FieldVocabulary("apps", 2, ("a", "b")), FieldVocabulary("model", 1, ("pixel",))))
+LABELLED = (
+    "device_id string, day date, label tinyint, split tinyint, model array<string>, apps array<string>, x int"
+)
+
+
+def test_rows_are_encoded_with_the_function_that_scoring_uses(frame: Frame) -> None:
+    labelled = frame(
+        LABELLED,
+        [
+            ("phone", DAY, 1, TRAIN, ["pixel"], ["b", "z", "a"], 1),
+            ("tablet", DAY, 0, TEST, [], [], 2),
+            ("watch", DAY, 0, VALIDATION, ["other"], ["a"], 3),
+        ],
+    )
+    encoded = encode_rows(labelled, VOCABULARY)
+    assert encoded.schema.simpleString() == (
+        "struct<device_id:string,day:date,label:tinyint,split:tinyint,apps:array<int>,model:array<int>>"
+    )
+    table = encoded.orderBy("device_id").toArrow()
+    rows: list[dict[str, Any]] = table.to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("phone", DAY, 1, TRAIN, [3, 1], [2]),
+        ("tablet", DAY, 0, TEST, [0], [0]),
+        ("watch", DAY, 0, VALIDATION, [2], [1]),
+    ]
+    local = VOCABULARY.encode(labelled.orderBy("device_id").toArrow())
+    for name, bags in local.items():
+        assert [token for row in rows for token in row[name]] == bags.values.tolist()
+
+
+def test_rows_are_counted_by_day_and_split(frame: Frame) -> None:
+    rows = frame(
+        "day date, split tinyint, label tinyint",
+        [(DAY, TRAIN, 1), (DAY, TRAIN, 0), (DAY, TEST, 0), (days_after(-1), TRAIN, 1)],
+    )
+    assert count_splits(rows) == [
+        {"day": days_after(-1), "split": TRAIN, "rows": 1, "positives": 1, "label_rate": 1.0},
+        {"day": DAY, "split": TRAIN, "rows": 2, "positives": 1, "label_rate": 0.5},
+        {"day": DAY, "split": TEST, "rows": 1, "positives": 0, "label_rate": 0.0},
+    ]
