@@ -11,15 +11,15 @@ ISOLATED = unset PYTHONPATH PYTHONHOME
 SETTINGS = if [ -f .env ]; then set -a; . ./.env; set +a; fi
 CHOSEN_JAVA = if [ -s .venv/java_home ]; then JAVA_HOME="$$(cat .venv/java_home)"; export JAVA_HOME; fi
 VENV_FIRST = PATH="$$PWD/.venv/bin:$$PATH"; export PATH
-DAGSTER = DAGSTER_HOME="$${DAGSTER_HOME:-$$PWD/dagster_home}"; export DAGSTER_HOME
-RUN = $(ISOLATED); $(SETTINGS); $(CHOSEN_JAVA); $(VENV_FIRST); $(DAGSTER);
+RUN = $(ISOLATED); $(SETTINGS); $(CHOSEN_JAVA); $(VENV_FIRST);
+UI = exec .venv/bin/python -m dagster dev -h 127.0.0.1 -p "$$PORT"
 # Tests read none of the user's settings, and write to none of the user's places.
 RUN_TESTS = $(ISOLATED); unset AUDIENCES_DIR DATA_DIR DAGSTER_HOME SPARK_MASTER SPARK_REMOTE SPARK_HOME; \
 	$(CHOSEN_JAVA); $(VENV_FIRST);
 
 IS_USABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help setup demo demo-retail retail-data ui test lint types format clean
+.PHONY: help setup demo demo-retail retail-data ui ui-retail test lint types format clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -36,10 +36,10 @@ setup: ## make .venv: packages, and a Java where the machine has none (PYTHON=..
 	exit 1
 
 demo: setup ## the whole pipeline on made-up events
-	@$(RUN) exec .venv/bin/python -m pipelines.demo
+	@$(RUN) exec .venv/bin/python -m pipelines.demo simulated
 
 demo-retail: retail-data setup ## the whole pipeline on real purchases: DATA=path/to/events.parquet
-	@$(RUN) exec .venv/bin/python -m pipelines.demo_retail --data "$$DATA"
+	@$(RUN) exec .venv/bin/python -m pipelines.demo retail --data "$$DATA"
 
 retail-data:
 	@if [ ! -f "$$DATA" ]; then \
@@ -51,7 +51,11 @@ retail-data:
 	fi
 
 ui: setup ## Dagster's web interface on http://127.0.0.1:3000 (PORT=... changes the port)
-	@$(RUN) exec .venv/bin/python -m dagster dev -h 127.0.0.1 -p "$$PORT"
+	@$(RUN) export DAGSTER_HOME="$${DAGSTER_HOME:-$$PWD/dagster_home}"; $(UI)
+
+ui-retail: retail-data setup ## the same on what demo-retail made
+	@$(RUN) export RETAIL_EVENTS="$$DATA" AUDIENCES_DIR=examples/online_retail DATA_DIR=data/online_retail; \
+	export DAGSTER_HOME="$${DAGSTER_HOME:-$$PWD/dagster_home/online_retail}"; $(UI)
 
 test: setup ## every test, the slow ones too
 	@$(RUN_TESTS) exec .venv/bin/python -m pytest -m ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 import pandas as pd
 
-from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.app_events import (
     REASON,
     accept_events,
@@ -59,8 +59,15 @@ ACCOUNT_CHECKS = [
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     source = project.fields.events
 
-    @dg.asset(key=KEY, group_name="features", kinds={"spark", "parquet"}, **daily.asset_options)
-    def app_events(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult:
+    @dg.asset(
+        key=KEY,
+        group_name="features",
+        kinds={"spark", "parquet"},
+        partitions_def=daily.partitions,
+        backfill_policy=daily.backfill,
+        pool=SPARK_POOL,
+    )
+    def app_events(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult[None]:
         """Accepted events of the day, each once; the others are counted and quarantined."""
         check_event_columns(project)  # before the JVM starts
         days = days_of(context)
@@ -100,6 +107,6 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
 def _summary(account: pd.DataFrame, reasons: pd.DataFrame) -> dict[str, object]:
     totals = account[["raw", "accepted", "duplicate", "rejected"]].sum()
     return {
-        **{name: int(value) for name, value in totals.items()},
+        **{str(name): int(value) for name, value in totals.items()},
         "reasons": dg.MetadataValue.md(reasons.to_markdown(index=False)),
     }

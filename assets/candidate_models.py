@@ -33,7 +33,9 @@ CANDIDATE_CHECKS = [
             expect("ExpectColumnValuesToNotBeNull", column="auc"),
             expect("ExpectColumnValuesToNotBeNull", column="log_loss"),
             expect("ExpectColumnValuesToBeBetween", column="auc", min_value=0, max_value=1),
-            expect("ExpectColumnValuesToBeBetween", column="log_loss", min_value=0, max_value=sys.float_info.max),
+            expect(
+                "ExpectColumnValuesToBeBetween", column="log_loss", min_value=0, max_value=sys.float_info.max
+            ),
         ],
     ),
     Check(
@@ -69,12 +71,12 @@ class DnnTraining(dg.Config):
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
-    options = {"deps": [[audience.name, "training_set"]], "group_name": audience.name}
+    rows_key, group = [audience.name, "training_set"], audience.name
 
-    @dg.asset(key=[audience.name, "dnn_model"], kinds={"pytorch"}, **options)
+    @dg.asset(key=[audience.name, "dnn_model"], kinds={"pytorch"}, deps=[rows_key], group_name=group)
     def dnn_model(
         context: dg.AssetExecutionContext, config: DnnTraining, lake: Lake, models: ModelStore
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """The network: an embedding per field, averaged, concatenated, feed-forward."""
         from pipelines.steps.dnn_model import DnnConfig, train_dnn  # torch takes seconds to import
 
@@ -90,8 +92,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         return _train("dnn", audience, lake, models, train)
 
-    @dg.asset(key=[audience.name, "xgboost_model"], kinds={"xgboost"}, **options)
-    def xgboost_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult:
+    @dg.asset(key=[audience.name, "xgboost_model"], kinds={"xgboost"}, deps=[rows_key], group_name=group)
+    def xgboost_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix."""
         from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
 
@@ -100,8 +102,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             "xgboost", audience, lake, models, lambda rows, sizes: train_xgboost(rows, sizes, config)
         )
 
-    @dg.asset(key=[audience.name, "logistic_model"], kinds={"scikitlearn"}, **options)
-    def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult:
+    @dg.asset(key=[audience.name, "logistic_model"], kinds={"scikitlearn"}, deps=[rows_key], group_name=group)
+    def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
         from pipelines.steps.logistic_model import LogisticConfig, train_logistic
 
@@ -118,7 +120,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         deps=[[audience.name, f"{name}_model"] for name in CANDIDATES],
         group_name=audience.name,
     )
-    def champion_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult:
+    def champion_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """The candidate that ranks the validation devices best; it serves from now on."""
         candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
         _require_same_rows(candidates, lake.partition("training_set", audience.name).version)
@@ -149,7 +151,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
 def _train(
     model: str, audience: Audience, lake: Lake, models: ModelStore, train: Train
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     partition = lake.partition("training_set", audience.name)
     vocabulary, rows = models.vocabulary(), _read_rows(audience, lake, models)
     trained = train(rows, vocabulary.sizes)

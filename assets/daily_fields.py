@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from pyspark.sql import functions as F
 
-from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.daily_fields import aggregate_days
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
@@ -49,9 +49,17 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     fields = project.fields.fields
 
     @dg.asset(
-        key=KEY, deps=["app_events"], group_name="features", kinds={"spark", "parquet"}, **daily.asset_options
+        key=KEY,
+        deps=["app_events"],
+        group_name="features",
+        kinds={"spark", "parquet"},
+        partitions_def=daily.partitions,
+        backfill_policy=daily.backfill,
+        pool=SPARK_POOL,
     )
-    def daily_fields(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult:
+    def daily_fields(
+        context: dg.AssetExecutionContext, spark: Spark, lake: Lake
+    ) -> dg.MaterializeResult[None]:
         """The day's events, aggregated to one row per device."""
         days = days_of(context)
         events = lake.read(spark.session, "app_events", keys_of(days))
@@ -69,9 +77,9 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         days = checked_days(context, lake.partition_keys("daily_fields"))
         rows = lake.read(spark.session, "daily_fields", keys_of(days))
         yield from evaluate(KEY, ROW_CHECKS, rows.withColumn("last_event_day", F.to_date("last_event_time")))
-        aggregated = rows.groupBy("day").agg(F.sum("events").alias("aggregated")).toPandas()
-        aggregated = aggregated.set_index(aggregated.pop("day").astype(str))["aggregated"]
-        counts = aggregated.reindex(keys_of(days), fill_value=0).to_frame()
+        sums = rows.groupBy("day").agg(F.sum("events").alias("aggregated")).toPandas()
+        sums = sums.assign(day=sums["day"].astype(str)).set_index("day")
+        counts = sums.reindex(keys_of(days), fill_value=0)
         counts["accepted"] = [lake.partition("app_events", key).rows for key in keys_of(days)]
         yield from evaluate(KEY, COUNT_CHECKS, counts)
 

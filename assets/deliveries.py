@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
 from assets import predictions, segments
-from pipelines.partitions import Daily, checked_days, days_of
+from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of
 from pipelines.steps.deliveries import count_rows, sha256
 from pipelines.steps.errors import DataError
 from pipelines.steps.project import Audience, FolderDestination
@@ -41,10 +41,17 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         segments.key_of(audience): segments.blocking_checks(),
     }
 
-    @dg.asset(key=key, deps=[segments.key_of(audience)], group_name=audience.name, **daily.asset_options)
+    @dg.asset(
+        key=key,
+        deps=[segments.key_of(audience)],
+        group_name=audience.name,
+        partitions_def=daily.partitions,
+        backfill_policy=daily.backfill,
+        pool=SPARK_POOL,
+    )
     def deliveries(
         context: dg.AssetExecutionContext, lake: Lake, destinations: Destinations
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """One file per segment, day and destination, with its manifest; an equal one is not sent again."""
         days = [day.isoformat() for day in days_of(context)]
         for day in days:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from pyspark.sql import functions as F
 
-from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.feature_tokens import collect_tokens, window
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
@@ -56,9 +56,13 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         deps=[dg.AssetDep("daily_fields", partition_mapping=look_back)],
         group_name="features",
         kinds={"spark", "parquet"},
-        **daily.asset_options,
+        partitions_def=daily.partitions,
+        backfill_policy=daily.backfill,
+        pool=SPARK_POOL,
     )
-    def feature_tokens(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult:
+    def feature_tokens(
+        context: dg.AssetExecutionContext, spark: Spark, lake: Lake
+    ) -> dg.MaterializeResult[None]:
         """Tokens of every device seen in the window that ends with the day."""
         as_of_days = days_of(context)
         first = project.fields.events.first_day

@@ -49,7 +49,7 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         kinds={"spark"},
         pool=SPARK_POOL,
     )
-    def feature_vocabulary(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult:
+    def feature_vocabulary(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Tokens seen on enough devices on the training as-of days of all audiences."""
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         days = {day for a in project.audiences for day in matured_as_of_days(a, known, window_days)}

@@ -75,7 +75,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     )
     def predictions(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         """Reads and encodes the feature tokens once, whatever the number of audiences."""
         days = days_of(context)
         wanted = [a for a in project.audiences if key_of(a) in context.selected_asset_keys]

@@ -8,7 +8,7 @@ import pandas as pd
 from pyspark.sql import DataFrame
 
 from assets.predictions import key_of as predictions_key
-from pipelines.partitions import Daily, checked_days, days_of, keys_of
+from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.project import Audience
 from pipelines.steps.segments import select_segments
 from resources.expectations import Check, check_specs, evaluate, expect
@@ -60,11 +60,13 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         deps=[predictions_key(audience)],
         group_name=audience.name,
         kinds={"spark"},
-        **daily.asset_options,
+        partitions_def=daily.partitions,
+        backfill_policy=daily.backfill,
+        pool=SPARK_POOL,
     )
     def segments(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """The devices of each segment that the audience's file asks for."""
         days = days_of(context)
         parts: list[DataFrame] = []

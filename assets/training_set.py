@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -66,7 +67,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         kinds={"spark", "parquet"},
         pool=SPARK_POOL,
     )
-    def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult:
+    def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Devices × as-of days, labelled by what happened in the horizon after each."""
         session, vocabulary = spark.session, models.vocabulary()
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
@@ -78,7 +79,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             audience,
             vocabulary,
         )
-        properties = {"vocabulary_hash": vocabulary.hash, "as_of_days": keys_of(as_of_days)}
+        properties: dict[str, Any] = {"vocabulary_hash": vocabulary.hash, "as_of_days": keys_of(as_of_days)}
         partition = lake.write(
             rows.withColumn("audience", F.lit(audience.name)),
             "training_set",

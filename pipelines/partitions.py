@@ -21,10 +21,6 @@ class Daily:
     partitions: dg.DailyPartitionsDefinition
     backfill: dg.BackfillPolicy
 
-    @property
-    def asset_options(self) -> dict[str, object]:
-        return {"partitions_def": self.partitions, "backfill_policy": self.backfill, "pool": SPARK_POOL}
-
 
 def daily(source: EventSource) -> Daily:
     """UTC days from the first day of events to the last, or to yesterday where none is set."""

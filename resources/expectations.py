@@ -95,16 +95,20 @@ def _validate(checks: Sequence[Check], evidence: DataFrame | pd.DataFrame) -> di
     """Each distinct expectation's key and result; a suite holds equal expectations once."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.datasource.fluent import PandasDatasource, SparkDatasource
 
     # GX logs every metric it computes at INFO; the results carry all that matters.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    source: PandasDatasource | SparkDatasource
     if isinstance(evidence, pd.DataFrame):
-        asset = context.data_sources.add_pandas("evidence").add_dataframe_asset("evidence")
+        source = context.data_sources.add_pandas("evidence")
     else:
         # Without persist=False GX caches the whole frame in Spark's memory.
-        asset = context.data_sources.add_spark("evidence", persist=False).add_dataframe_asset("evidence")
+        source = context.data_sources.add_spark("evidence", persist=False)
+    asset = source.add_dataframe_asset("evidence")
     batch = asset.add_batch_definition_whole_dataframe("evidence").get_batch({"dataframe": evidence})
     suite = gx.ExpectationSuite(name="checks")
     for expectation in {e.key: e for check in checks for e in check.expectations}.values():

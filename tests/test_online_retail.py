@@ -79,7 +79,7 @@ def retail(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ret
     text = file.read_text()
     begin, end = text.index("as_of_days:"), text.index("segments:")
     days = "".join(f"  - {day}\n" for day in AS_OF_DAYS)
-    file.write_text(f"{text[:begin]}as_of_days:\n{days}training:\n  max_epochs: 8\n{text[end:]}")
+    file.write_text(f"{text[:begin]}as_of_days:\n{days}\n{text[end:]}")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RETAIL_EVENTS", str(EVENTS))
         definitions = build_definitions(
@@ -108,10 +108,18 @@ def customers_seen(retail: Retail, as_of: date) -> set[str]:
     return set(retail.kept.loc[(days > as_of - timedelta(days=WINDOW_DAYS)) & (days <= as_of), "customer"])
 
 
-def test_every_run_succeeds_and_every_check_passes(retail: Retail) -> None:
+def test_every_run_succeeds(retail: Retail) -> None:
     assert {job: failures(result) for job, result in retail.results.items() if not result.success} == {}
-    found = [verdicts(result) for result in retail.results.values()]
-    assert [check for each in found for check, passed in each.items() if not passed] == []
+
+
+def test_checks_pass_but_the_warning_that_a_day_lost_most_of_its_rows(retail: Retail) -> None:
+    """On some days most rows have no customer: worth a warning, and no reason to stop."""
+    rejected_shares = 1 - retail.log.groupby("day")["kept"].mean()
+    assert rejected_shares.max() > 0.5 >= rejected_shares[SCORED_DAY]
+
+    failed = {(job, check) for job, run in retail.results.items() for check, passed in verdicts(run).items() if not passed}
+
+    assert failed == {("ingestion_job", "app_events:most_rows_accepted")}
 
 
 def test_every_transaction_is_accounted_for(spark: SparkSession, retail: Retail) -> None:

@@ -147,9 +147,9 @@ def test_the_checks_of_the_segments_show_as_passed(ui: str) -> None:
 
 
 def test_the_schedules_show_as_off(ui: str) -> None:
-    schedules = ask(ui, SCHEDULES)
+    [repository] = ask(ui, SCHEDULES)
 
-    assert {schedule["name"]: schedule["scheduleState"]["status"] for schedule in schedules} == {
+    assert {schedule["name"]: schedule["scheduleState"]["status"] for schedule in repository["schedules"]} == {
         "daily_schedule": "STOPPED",
         "weekly_training_schedule": "STOPPED",
     }
