@@ -142,9 +142,8 @@ def _lock(data: Path) -> TextIO:
 
 def _make_dagster_home(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    settings = Path("dagster.yaml")
-    if settings.exists():
-        (home / settings.name).write_bytes(settings.read_bytes())
+    if not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").symlink_to(os.path.relpath("dagster.yaml", home))
 
 
 def _close_killed_runs(instance: dg.DagsterInstance) -> None:
