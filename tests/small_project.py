@@ -132,7 +132,7 @@ class SmallProject:
     def rows(self, spark: SparkSession, table: str, keys: Sequence[str]) -> pd.DataFrame:
         """The rows of partitions in one order, lists as tuples, so that frames compare."""
         frame = self.lake.read(spark, table, keys).toPandas()
-        for column in frame.columns[frame.dtypes == object]:
+        for column in frame.select_dtypes("object"):
             frame[column] = frame[column].map(lambda v: tuple(v) if isinstance(v, np.ndarray | list) else v)
         return frame.sort_values(list(frame.columns)).reset_index(drop=True)
 
@@ -273,7 +273,9 @@ def _usual_events(rng: np.random.Generator) -> pd.DataFrame:
     device, day = np.repeat(device[seen], repeats), np.repeat(day[seen], repeats)
     rows, chance = len(device), rng.random(len(device))
     likes_cars, likes_bikes = device % 2 == 0, device % 3 == 0
-    shop = np.where(likes_cars & (chance < 0.35), "cars", np.where(likes_bikes & (chance < 0.7), "bikes", "news"))
+    shop = np.where(
+        likes_cars & (chance < 0.35), "cars", np.where(likes_bikes & (chance < 0.7), "bikes", "news")
+    )
     product = np.where(
         rng.random(rows) < np.where(likes_cars, 0.06, 0.003),
         "car",
@@ -288,8 +290,10 @@ def _usual_events(rng: np.random.Generator) -> pd.DataFrame:
             "event_time": happened,
             "received_at": happened + pd.to_timedelta(rng.integers(0, 3_600, rows), unit="s"),
             "event_name": np.where(product == "", "open", "purchase"),
-            "product": np.where(product == "", None, product),
-            "app_package": [f"com.{kind}.app{number}" for kind, number in zip(shop, rng.integers(0, 4, rows), strict=True)],
+            "product": [bought or None for bought in product.tolist()],
+            "app_package": [
+                f"com.{kind}.app{number}" for kind, number in zip(shop, rng.integers(0, 4, rows), strict=True)
+            ],
             "device_model": [f"sm-g{number % 7}" for number in device],
             "device_name": [("Anna's phone", "work", None)[number % 3] for number in device],
         }
@@ -307,16 +311,22 @@ def _written_oddly(events: pd.DataFrame) -> pd.DataFrame:
 def _dirty_events(rng: np.random.Generator, usual: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Reason → rows to reject for it, and for no other."""
     rows = usual.sample(n=240, random_state=2).reset_index(drop=True)
-    rows["event_time"] = rows["received_at"] = pd.Timestamp(datetime(2025, 3, 2, 12, tzinfo=UTC)) + pd.to_timedelta(
-        rng.integers(0, 12 * 86_400, len(rows)), unit="s"
+    rows["event_time"] = rows["received_at"] = pd.Timestamp(
+        datetime(2025, 3, 2, 12, tzinfo=UTC)
+    ) + pd.to_timedelta(rng.integers(0, 12 * 86_400, len(rows)), unit="s")
+    missing, zero, undated, future, late, emulator = (
+        rows.iloc[part] for part in np.array_split(range(len(rows)), 6)
     )
-    missing, zero, undated, future, late, emulator = (rows.iloc[part] for part in np.array_split(range(len(rows)), 6))
     return {
-        "missing_id": missing.assign(device_id=np.where(np.arange(len(missing)) % 2, None, " ")),
+        "missing_id": missing.assign(
+            device_id=pd.Series([" ", ""] * (len(missing) // 2), missing.index).replace("", None)
+        ),
         "zero_id": zero.assign(device_id="00000000-0000-0000-0000-000000000000"),
-        "missing_time": undated.assign(event_time=pd.NaT),
+        "missing_time": undated.assign(event_time=undated["event_time"].mask(undated["event_time"].notna())),
         "future_event": future.assign(event_time=future["received_at"] + timedelta(days=400)),
-        "late_event": late.assign(event_time=late["received_at"] - timedelta(hours=MAX_LATE_HOURS, seconds=1)),
+        "late_event": late.assign(
+            event_time=late["received_at"] - timedelta(hours=MAX_LATE_HOURS, seconds=1)
+        ),
         "filter:not_emulator": emulator.assign(device_model="sdk_gphone_x86"),
     }
 
@@ -326,4 +336,6 @@ def _write_by_arrival(events: pd.DataFrame, directory: Path) -> None:
         folder = directory / f"day={day}"
         folder.mkdir(parents=True)
         shuffled = rows.sample(frac=1, random_state=3)
-        pq.write_table(pa.Table.from_pandas(shuffled, SCHEMA, preserve_index=False), folder / "part-0.parquet")
+        pq.write_table(
+            pa.Table.from_pandas(shuffled, SCHEMA, preserve_index=False), folder / "part-0.parquet"
+        )

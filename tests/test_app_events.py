@@ -372,6 +372,29 @@ def test_folders_by_day_one_at_a_time_equal_one_folder_at_once(spark: SparkSessi
     assert len(at_once) == len(rows)
 
 
+def test_rows_in_a_folder_of_another_day_are_rejected_there(spark: SparkSession, tmp_path: Path) -> None:
+    """Else a day run alone would miss them: it reads the folders of its own day and the next only."""
+    land(
+        tmp_path / DAY.isoformat() / "part-0.parquet",
+        [
+            event("good"),
+            event("no arrival", happened_at=NOON - timedelta(days=5), received_at=None),
+            event("neither", happened_at=None, received_at=None),
+            event("of another day", happened_at=NOON + timedelta(days=3)),
+        ],
+    )
+    events = source(f"{tmp_path}/{{day}}")
+    reasons = {row["note"]: row[REASON] for row in rows_of(read(spark, events, [DAY]))}
+    assert reasons == {
+        "good": ACCEPTED,
+        "no arrival": "missing_arrival",
+        "neither": "missing_time",
+        "of another day": "misfiled_event",
+    }
+    assert account_of(spark, events, [DAY])[DAY]["raw"] == 4
+    assert count_undated(spark, events, [DAY]) == 0
+
+
 def test_a_day_without_a_folder_is_an_error(spark: SparkSession, tmp_path: Path) -> None:
     events = source(land_by_arrival(tmp_path, [event()]))
     with pytest.raises(DataError) as raised:

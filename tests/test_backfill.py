@@ -99,7 +99,9 @@ def pointers(project: SmallProject) -> dict[str, dict[str, Partition]]:
     """Table → key → what is known of the partition."""
     tables = {*DAILY_TABLES, "training_set"}
     lake = project.lake
-    return {table: {key: lake.partition(table, key) for key in lake.partition_keys(table)} for table in tables}
+    return {
+        table: {key: lake.partition(table, key) for key in lake.partition_keys(table)} for table in tables
+    }
 
 
 def changed(before: dict[str, dict[str, Partition]], after: dict[str, dict[str, Partition]]) -> set[str]:

@@ -18,9 +18,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.steps.candidate_models import CANDIDATES
+from pipelines.steps.deliveries import Manifest
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.project import FolderDestination
-from resources.destinations import Delivery, Destinations, Manifest
+from resources.destinations import Delivery, Destinations
 from resources.lake import Lake, Partition
 from resources.model_store import ModelRecord, ModelStore
 from tests.small_project import (
@@ -55,12 +56,12 @@ class Fault:
 # --- faults in tables -----------------------------------------------------------------------------
 
 
-def written(table: str, name: str, corrupt: Corrupt) -> Fault:
+def written(spoiled: str, name: str, corrupt: Corrupt) -> Fault:
     """A lake that corrupts what is written to one table."""
 
     class CorruptingLake(Lake):
-        def write(self, frame: DataFrame, table_: str, **how: Any) -> dict[str, Partition]:
-            return super().write(corrupt(frame) if table_ == table else frame, table_, **how)
+        def write(self, frame: DataFrame, table: str, **how: Any) -> dict[str, Partition]:
+            return super().write(corrupt(frame) if table == spoiled else frame, table, **how)
 
     return Fault(name, lambda project: {"lake": CorruptingLake(root=project.lake.root)})
 
@@ -103,7 +104,9 @@ def seen_at_the_boundary(frame: DataFrame) -> DataFrame:
 
 def split_by_day(frame: DataFrame) -> DataFrame:
     oldest = frame.agg(F.min("day")).head()[0]  # type: ignore[index]
-    return frame.withColumn("split", F.when(F.col("day") == oldest, F.col("split")).otherwise(0).cast("tinyint"))
+    return frame.withColumn(
+        "split", F.when(F.col("day") == oldest, F.col("split")).otherwise(0).cast("tinyint")
+    )
 
 
 def no_positive_in_validation(frame: DataFrame) -> DataFrame:
@@ -277,11 +280,17 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
     **{
         f"{name}_model:metrics_are_finite": [
             recorded("AUC is NaN", name, metric_is(float("nan"))),
-            *([recorded("log-loss is infinite", name, metric_is(float("inf"), "log_loss"))] if name == "logistic" else []),
+            *(
+                [recorded("log-loss is infinite", name, metric_is(float("inf"), "log_loss"))]
+                if name == "logistic"
+                else []
+            ),
         ]
         for name in CANDIDATES
     },
-    "champion_model:champion_is_best_candidate": [recorded("the worst candidate", "champion", worst_candidate)],
+    "champion_model:champion_is_best_candidate": [
+        recorded("the worst candidate", "champion", worst_candidate)
+    ],
     "champion_model:champion_scores": [recorded("another vocabulary", "champion", other_vocabulary)],
     "predictions:probabilities": [
         written("predictions", "a NaN", first_device_has("probability", float("nan"))),
@@ -342,7 +351,11 @@ def test_every_blocking_check_has_a_fault(chain: Chain) -> None:
 
 @pytest.mark.parametrize(
     ("check", "fault"),
-    [pytest.param(check, fault, id=f"{check}: {fault.name}") for check, faults in FAULTS.items() for fault in faults],
+    [
+        pytest.param(check, fault, id=f"{check}: {fault.name}")
+        for check, faults in FAULTS.items()
+        for fault in faults
+    ],
 )
 def test_a_fault_stops_what_is_made_from_it(chain: Chain, tmp_path: Path, check: str, fault: Fault) -> None:
     project = chain.project.copied_to(tmp_path / "data")
@@ -390,12 +403,12 @@ def test_segments_whose_check_failed_are_not_delivered_later(undelivered: SmallP
         spoiled = undelivered.definitions(**fault.override(undelivered))
         materialize(spoiled, instance, ["car_buyers/predictions", "car_buyers/segments"], SCORED_DAY)
 
-        assert_refused(
-            undelivered, instance, "'car_buyers/segments:size_above_zero_and_below_all': 'failed'"
-        )
+        assert_refused(undelivered, instance, "'car_buyers/segments:size_above_zero_and_below_all': 'failed'")
 
 
-def test_segments_made_from_predictions_whose_check_failed_are_not_delivered(undelivered: SmallProject) -> None:
+def test_segments_made_from_predictions_whose_check_failed_are_not_delivered(
+    undelivered: SmallProject,
+) -> None:
     """Segments, materialized in a run of their own, know nothing of the failed check before them."""
     fault = written("predictions", "scores 1e-4 off", scores_shifted)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -448,7 +461,9 @@ def test_a_checked_day_is_delivered_on_its_own_after_a_later_day_has_run(undeliv
         result = materialize(definitions, instance, ["car_buyers/deliveries"], SCORED_DAY)
 
     assert result.success, failures(result)
-    delivered_days = {path.parent.name for path in (undelivered.data_dir / "deliveries").rglob("manifest.json")}
+    delivered_days = {
+        path.parent.name for path in (undelivered.data_dir / "deliveries").rglob("manifest.json")
+    }
     assert delivered_days == {str(SCORED_DAY)}
 
 
@@ -459,10 +474,12 @@ def test_a_checked_day_is_delivered_on_its_own_after_a_later_day_has_run(undeliv
 def test_parity_reports_the_distribution_of_differences(chain: Chain, audience: str) -> None:
     evaluations = chain.results["daily_job"].get_asset_check_evaluations()
     parity = next(
-        e for e in evaluations if e.asset_key.path[0] == audience and e.check_name == "equals_in_process_pytorch"
+        e
+        for e in evaluations
+        if e.asset_key.path[0] == audience and e.check_name == "equals_in_process_pytorch"
     )
 
-    reported = {name: value.value for name, value in parity.metadata.items()}
+    reported: dict[str, Any] = {name: value.value for name, value in parity.metadata.items()}
 
     assert set(reported) == {"count", "mean", "std", "p25", "p50", "p75", "p99", "max", "threshold"}
     assert reported["count"] == chain.project.lake.partition("feature_tokens", str(SCORED_DAY)).rows

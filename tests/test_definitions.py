@@ -99,7 +99,10 @@ def test_daily_assets_share_partitions_and_backfill_policy(definitions: dg.Defin
     assert len({node.partitions_def for node in daily}) == 1
     partitions = daily[0].partitions_def
     assert partitions is not None
-    assert (partitions.get_first_partition_key(), partitions.get_last_partition_key()) == (str(FIRST_DAY), str(LAST_DAY))
+    assert (partitions.get_first_partition_key(), partitions.get_last_partition_key()) == (
+        str(FIRST_DAY),
+        str(LAST_DAY),
+    )
     assert all(node.partitions_def is None for node in others)
 
 
@@ -200,7 +203,9 @@ def test_a_missing_column_is_refused_before_the_jvm_starts(
 
 def test_dagster_validates_the_workspace(tmp_path: Path) -> None:
     """As CI and a deployment do: in a fresh process, from workspace.yaml, with the shipped audiences."""
-    environment = {name: value for name, value in os.environ.items() if name not in {"AUDIENCES_DIR", "DATA_DIR"}}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"AUDIENCES_DIR", "DATA_DIR"}
+    }
 
     finished = subprocess.run(
         [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"],

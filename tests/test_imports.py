@@ -25,7 +25,7 @@ EXECUTOR_MODULES = [
 ]
 ABOVE_STEPS = {"dagster", "great_expectations", "assets", "resources"}
 MAX_CPU_SECONDS = 5.0
-"""Contract of the design. Measured 3.2 s; a machine half as fast, or as busy, must not fail the test."""
+"""Contract of the design. Measured 2.2 s; a machine half as fast, or as busy, must not fail the test."""
 SLACK = 2
 
 

@@ -216,6 +216,6 @@ def test_a_failure_in_a_worker_fails_the_job_and_says_why(
     tokens: DataFrame, bundles: Mapping[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(Exception, match="there is no bundle at"):
-        score_devices(tokens, {"buyers": tmp_path / "nowhere"}).count()
+        score_devices(tokens.coalesce(1), {"buyers": tmp_path / "nowhere"}).count()
     with pytest.raises(Exception, match="feature tokens lack fields that the vocabulary has"):
-        score_devices(tokens.drop("apps"), bundles).count()
+        score_devices(tokens.coalesce(1).drop("apps"), bundles).count()

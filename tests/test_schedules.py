@@ -27,7 +27,9 @@ def requests(definitions: dg.Definitions, schedule: str, at: datetime) -> Sequen
     repository = definitions.get_repository_def()
     with (
         dg.DagsterInstance.ephemeral() as instance,
-        dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository) as context,
+        dg.build_schedule_context(
+            instance, scheduled_execution_time=at, repository_def=repository
+        ) as context,
     ):
         evaluated = definitions.resolve_schedule_def(schedule).evaluate_tick(context)
     return evaluated.run_requests or []
@@ -59,7 +61,9 @@ def test_the_daily_schedule_asks_for_the_day_that_just_ended(definitions: dg.Def
     assert request.partition_key == request.run_key == "2025-03-07"
 
 
-def test_the_daily_schedule_asks_for_nothing_before_the_first_day_has_ended(definitions: dg.Definitions) -> None:
+def test_the_daily_schedule_asks_for_nothing_before_the_first_day_has_ended(
+    definitions: dg.Definitions,
+) -> None:
     assert requests(definitions, DAILY, datetime(2025, 3, 1, MAX_LATE_HOURS, 30, tzinfo=UTC)) == []
 
 

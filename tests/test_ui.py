@@ -29,7 +29,9 @@ LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries {
 } } } }"""
 RUNS = """{ runsOrError { ... on Runs { results { jobName status } } } }"""
 SEGMENTS = """{ assetOrError(assetKey: {path: ["car_buyers", "segments"]}) { ... on Asset {
-    assetMaterializations(limit: 1) { partition metadataEntries { label ... on IntMetadataEntry { intValue } } }
+    assetMaterializations(limit: 1) {
+        partition metadataEntries { label ... on IntMetadataEntry { intValue } }
+    }
 } } }"""
 CHECKS = """{ assetNodeOrError(assetKey: {path: ["car_buyers", "segments"]}) { ... on AssetNode {
     assetChecksOrError { ... on AssetChecks { checks {
@@ -149,7 +151,9 @@ def test_the_checks_of_the_segments_show_as_passed(ui: str) -> None:
 def test_the_schedules_show_as_off(ui: str) -> None:
     [repository] = ask(ui, SCHEDULES)
 
-    assert {schedule["name"]: schedule["scheduleState"]["status"] for schedule in repository["schedules"]} == {
+    assert {
+        schedule["name"]: schedule["scheduleState"]["status"] for schedule in repository["schedules"]
+    } == {
         "daily_schedule": "STOPPED",
         "weekly_training_schedule": "STOPPED",
     }

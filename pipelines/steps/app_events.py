@@ -2,7 +2,8 @@
 
 Each raw row belongs to exactly one day, told from the row alone. That is the day of its event time,
 unless the event time is missing, lies after the arrival, or lies further before it than
-`max_late_hours`: then it is the day of arrival, where the row is rejected. So a day computed at
+`max_late_hours`: then it is the day of arrival, where the row is rejected. The day of arrival is that of
+the folder where the source has one per day, else that of the arrival column. So a day computed at
 `max_late_hours` after midnight equals the same day computed by a backfill a year later.
 """
 
@@ -38,14 +39,15 @@ def read_raw_events(spark: SparkSession, source: EventSource, days: Sequence[dat
     raw = spark.read.parquet(*_paths(source, days))
     event_time = F.col(source.time_column).cast("timestamp")
     arrival = F.col(source.arrival_column).cast("timestamp") if source.arrival_column else None
-    raw = raw.where(_may_belong(event_time, arrival, days))
+    if not _has_folders(source):
+        raw = raw.where(_may_belong(event_time, arrival, days))
     # Spark compares names without regard to case: "Device_ID" is then the new column already.
     drop = [source.id_column] if source.id_column.lower() != "device_id" else []
     return (
         raw.withColumns(
             {
                 "device_id": _normalized_id(F.col(source.id_column).cast("string"), source.id_normalizer),
-                "day": _day(event_time, arrival, source.max_late_hours),
+                "day": _day(source, event_time, arrival),
                 "event_time": event_time,
             }
         )
@@ -66,6 +68,8 @@ def label_rejections(raw: DataFrame, source: EventSource) -> DataFrame:
             .when(F.col("event_time") > arrival, "future_event")
             .when(_is_late(F.col("event_time"), arrival, source.max_late_hours), "late_event")
         )
+    # Its folder is of another day than its arrival: were it kept, one day's run would never see it.
+    reason = reason.when(F.to_date("event_time") != F.col("day"), "misfiled_event")
     for name, predicate in source.filters.items():
         reason = reason.when(~F.coalesce(F.expr(predicate), F.lit(False)), f"filter:{name}")
     return raw.withColumn(REASON, reason)
@@ -105,7 +109,9 @@ def account_rows(raw: DataFrame, accepted: DataFrame, rejected: DataFrame, days:
 
 
 def count_undated(spark: SparkSession, source: EventSource, days: Sequence[date]) -> int:
-    """Raw rows that belong to no day, having neither event time nor arrival, in what `days` are read from."""
+    """Raw rows that belong to no day, with neither event time nor arrival; in folders every row has one."""
+    if _has_folders(source):
+        return 0
     raw = spark.read.parquet(*_paths(source, days))
     undated = F.col(source.time_column).isNull()
     if source.arrival_column:
@@ -113,8 +119,12 @@ def count_undated(spark: SparkSession, source: EventSource, days: Sequence[date]
     return raw.where(undated).count()
 
 
+def _has_folders(source: EventSource) -> bool:
+    return "{day}" in source.path
+
+
 def _paths(source: EventSource, days: Sequence[date]) -> list[str]:
-    if "{day}" not in source.path:
+    if not _has_folders(source):
         return [source.path]
     # An accepted event arrives on its own day or, less than 24 hours late, on the next.
     arrivals = sorted({d for day in days for d in (day, day + timedelta(days=1))})
@@ -148,11 +158,27 @@ def _is_late(event_time: Column, arrival: Column, max_late_hours: int) -> Column
     return arrival > event_time + F.expr(f"INTERVAL {max_late_hours} HOURS")
 
 
-def _day(event_time: Column, arrival: Column | None, max_late_hours: int) -> Column:
+def _day(source: EventSource, event_time: Column, arrival: Column | None) -> Column:
+    event_day = F.to_date(event_time)
+    misdated = event_time.isNull()
+    if arrival is not None:
+        misdated |= (event_time > arrival) | _is_late(event_time, arrival, source.max_late_hours)
+    if _has_folders(source):
+        folder_day = _folder_day(source)
+        misfiled = ~F.datediff(folder_day, event_day).isin(0, 1)
+        if arrival is not None:
+            misfiled |= arrival.isNull()
+        return F.when(F.coalesce(misdated, F.lit(False)) | misfiled, folder_day).otherwise(event_day)
     if arrival is None:
-        return F.to_date(event_time)
-    misdated = event_time.isNull() | (event_time > arrival) | _is_late(event_time, arrival, max_late_hours)
+        return event_day
     return F.to_date(F.when(misdated & arrival.isNotNull(), arrival).otherwise(event_time))
+
+
+def _folder_day(source: EventSource) -> Column:
+    """The day that the file's folder is named for."""
+    before = source.path.split("{day}")[0].split("/")[-1]
+    found = F.regexp_extract("_metadata.file_path", rf"/\Q{before}\E(\d{{4}}-\d{{2}}-\d{{2}})", 1)
+    return F.to_date(found)  # no match is an error: Spark refuses to read '' as a date
 
 
 def _may_belong(event_time: Column, arrival: Column | None, days: Sequence[date]) -> Column:
