@@ -17,7 +17,7 @@ from pipelines.steps.app_events import (
 )
 from pipelines.steps.project import Project, check_event_columns
 from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake
+from resources.lake import Lake, describe
 from resources.spark import Spark
 
 KEY = dg.AssetKey("app_events")
@@ -80,9 +80,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         )
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": sum(p.rows for p in accepted.values()),
+                **describe(list(accepted.values())),
                 "rejected": sum(p.rows for p in rejected.values()),
-                "days": len(days),
             }
         )
 

@@ -15,6 +15,7 @@ from pipelines.steps.candidate_models import (
     pick_champion,
 )
 from pipelines.steps.errors import TrainingError
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import TrainedModel, load_bundle
 from pipelines.steps.model_comparison import comparison_table
 from pipelines.steps.project import Audience
@@ -127,15 +128,14 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         measured = {name: Measured.from_dict(r.properties["metrics"]) for name, r in candidates.items()}
         name = pick_champion(measured)
         scorer = load_bundle(models.bundle(candidates[name]))
-        rows = _read_rows(audience, lake, models)
+        rows, _ = _read_rows(audience, lake, models)
         thresholds = find_thresholds(scorer, rows, audience.segments)
         cuts = {segment: cut.value if cut else None for segment, cut in thresholds.items()}
         properties = {**candidates[name].properties, "model": name, "thresholds": cuts}
-        models.record(ModelRecord(audience.name, "champion", candidates[name].version, properties))
+        champion = models.record(ModelRecord(audience.name, "champion", candidates[name].version, properties))
         return dg.MaterializeResult(
             metadata={
-                "model": name,
-                "version": candidates[name].version,
+                **champion.summary(),
                 "thresholds": {segment: cut.__dict__ if cut else None for segment, cut in thresholds.items()},
                 "comparison (test split)": dg.MetadataValue.md(
                     comparison_table({n: m.test for n, m in measured.items()})
@@ -153,7 +153,7 @@ def _train(
     model: str, audience: Audience, lake: Lake, models: ModelStore, train: Train
 ) -> dg.MaterializeResult[None]:
     partition = lake.partition("training_set", audience.name)
-    vocabulary, rows = models.vocabulary(), _read_rows(audience, lake, models)
+    rows, vocabulary = _read_rows(audience, lake, models)
     trained = train(rows, vocabulary.sizes)
     measured: list[Measured] = []
     properties = {"training_set": partition.version, **partition.properties}
@@ -166,31 +166,25 @@ def _train(
         properties,
     )
     metrics = measured[0]
-    models.record(
+    record = models.record(
         ModelRecord(audience.name, model, record.version, {**properties, "metrics": metrics.to_dict()})
     )
     return dg.MaterializeResult(
         metadata={
-            "version": record.version,
+            **record.summary(),
             "rows": rows.rows,
             "training_set": partition.version,
-            "vocabulary_hash": vocabulary.hash,
             **{f"validation/{k}": v for k, v in metrics.validation.to_dict().items()},
             **{f"test/{k}": v for k, v in metrics.test.to_dict().items()},
         }
     )
 
 
-def _read_rows(audience: Audience, lake: Lake, models: ModelStore) -> TrainingRows:
-    partition, vocabulary = lake.partition("training_set", audience.name), models.vocabulary()
-    if partition.properties["vocabulary_hash"] != vocabulary.hash:
-        raise TrainingError(
-            f"{audience.name}: the training set was encoded with another vocabulary than the current one",
-            found=partition.properties["vocabulary_hash"],
-            expected=vocabulary.hash,
-            remedy=f"materialize {audience.name}/training_set again",
-        )
-    return read_training_rows(lake.files("training_set", audience.name), list(vocabulary.sizes))
+def _read_rows(audience: Audience, lake: Lake, models: ModelStore) -> tuple[TrainingRows, Vocabulary]:
+    """The training set, and the vocabulary that it was encoded with."""
+    partition = lake.partition("training_set", audience.name)
+    vocabulary = models.vocabulary(partition.properties["vocabulary_hash"])
+    return read_training_rows(lake.files("training_set", audience.name), list(vocabulary.sizes)), vocabulary
 
 
 def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str) -> None:

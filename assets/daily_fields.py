@@ -9,7 +9,7 @@ from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_
 from pipelines.steps.daily_fields import aggregate_days
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake
+from resources.lake import Lake, describe
 from resources.spark import Spark
 
 KEY = dg.AssetKey("daily_fields")
@@ -66,9 +66,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         written = lake.write(
             aggregate_days(events, fields), "daily_fields", by=["day"], keys=keys_of(days), sort=["device_id"]
         )
-        return dg.MaterializeResult(
-            metadata={"dagster/row_count": sum(p.rows for p in written.values()), "days": len(days)}
-        )
+        return dg.MaterializeResult(metadata=describe(list(written.values())))
 
     @dg.multi_asset_check(name="daily_fields_checks", specs=check_specs(KEY, [*ROW_CHECKS, *COUNT_CHECKS]))
     def daily_fields_checks(

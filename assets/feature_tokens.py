@@ -9,7 +9,7 @@ from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_
 from pipelines.steps.feature_tokens import collect_tokens, window
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake
+from resources.lake import Lake, describe
 from resources.spark import Spark
 
 KEY = dg.AssetKey("feature_tokens")
@@ -77,13 +77,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             sort=["device_id"],
             files_per_partition=FILES_PER_DAY,
         )
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": sum(p.rows for p in written.values()),
-                "days": len(as_of_days),
-                "window_days": window_days,
-            }
-        )
+        return dg.MaterializeResult(metadata={**describe(list(written.values())), "window_days": window_days})
 
     @dg.multi_asset_check(name="feature_tokens_checks", specs=check_specs(KEY, CHECKS))
     def feature_tokens_checks(

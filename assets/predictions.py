@@ -15,7 +15,7 @@ from pipelines.steps.predictions import (
 )
 from pipelines.steps.project import Audience, Project
 from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake
+from resources.lake import Lake, describe
 from resources.model_store import ModelRecord, ModelStore
 from resources.spark import Spark
 
@@ -95,11 +95,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             yield dg.MaterializeResult(
                 asset_key=key_of(audience),
                 metadata={
-                    "dagster/row_count": sum(written[key].rows for key in keys_of(days, audience.name)),
-                    "days": len(days),
-                    "model": record.properties["model"],
-                    "version": record.version,
-                    "vocabulary_hash": record.properties["vocabulary_hash"],
+                    **describe([written[key] for key in keys_of(days, audience.name)]),
+                    **record.summary(),
                 },
             )
 
@@ -151,7 +148,7 @@ def _prediction_checks(audience: Audience) -> dg.AssetChecksDefinition:
             asset_key=key,
             check_name=PARITY,
             passed=parity.passed,
-            metadata={**parity.as_dict(), "threshold": MAX_PARITY_DIFFERENCE},
+            metadata={**parity.as_metadata(), "threshold": MAX_PARITY_DIFFERENCE},
         )
 
     return prediction_checks

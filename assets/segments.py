@@ -6,13 +6,14 @@ from functools import reduce
 import dagster as dg
 import pandas as pd
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from assets.predictions import key_of as predictions_key
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.project import Audience
 from pipelines.steps.segments import select_segments
 from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake
+from resources.lake import Lake, Partition, describe
 from resources.model_store import ModelRecord, ModelStore
 from resources.spark import Spark
 
@@ -68,31 +69,26 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
         """The devices of each segment that the audience's file asks for."""
-        days = days_of(context)
-        parts: list[DataFrame] = []
-        for scored_key in keys_of(days, audience.name):
-            version = lake.partition("predictions", scored_key).properties["bundles"][audience.name]
-            predictions = lake.read(spark.session, "predictions", [scored_key])
-            parts.append(
-                select_segments(predictions, audience.segments, _thresholds(audience, models, version))
+        keys = keys_of(days_of(context), audience.name)
+        champions = {key: _scored_by(audience, models, lake.partition("predictions", key)) for key in keys}
+        parts = [
+            select_segments(
+                lake.read(spark.session, "predictions", [key]),
+                audience.segments,
+                champion.properties["thresholds"],
             )
+            for key, champion in champions.items()
+        ]
         written = lake.write(
             reduce(DataFrame.unionByName, parts),
             "segments",
             by=["audience", "day"],
-            keys=keys_of(days, audience.name),
+            keys=keys,
             sort=["segment", "device_id"],
         )
-        sizes = _sizes(audience, lake.read(spark.session, "segments", keys_of(days, audience.name)))
+        sizes = _sizes(audience, lake.read(spark.session, "segments", keys))
         return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": sum(p.rows for p in written.values()),
-                "days": len(days),
-                **{
-                    f"devices/{name}": count
-                    for name, count in sizes.groupby("segment")["devices"].sum().items()
-                },
-            }
+            metadata={**describe(list(written.values())), **champions[keys[-1]].summary(), **_figures(sizes)}
         )
 
     @dg.multi_asset_check(
@@ -114,16 +110,26 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
     return [segments, segment_checks]
 
 
-def _thresholds(audience: Audience, models: ModelStore, version: str) -> dict[str, float | None]:
-    """The cuts found with the bundle that made the predictions."""
+def _scored_by(audience: Audience, models: ModelStore, predictions: Partition) -> ModelRecord:
+    """What is known of the bundle that made the predictions, be it the champion still or not."""
+    version = predictions.properties["bundles"][audience.name]
     champion = models.current(audience.name, "champion")
-    if champion.version != version:
-        champion = models.former(ModelRecord(audience.name, "champion", version))
-    return dict(champion.properties["thresholds"])
+    if champion.version == version:
+        return champion
+    return models.former(ModelRecord(audience.name, "champion", version))
 
 
 def _sizes(audience: Audience, rows: DataFrame) -> pd.DataFrame:
-    """A line per segment asked for; one without devices has 0."""
-    counts = rows.groupBy("segment").count().toPandas().set_index("segment")["count"]
-    sizes = counts.reindex([segment.name for segment in audience.segments], fill_value=0)
-    return sizes.rename("devices").rename_axis("segment").reset_index()
+    """A line per segment asked for, with its devices and their mean probability; 0 without devices."""
+    found = rows.groupBy("segment").agg(
+        F.count("*").alias("devices"), F.avg("probability").alias("mean_probability")
+    )
+    names = [segment.name for segment in audience.segments]
+    sizes = found.toPandas().set_index("segment").reindex(names, fill_value=0)
+    return sizes.rename_axis("segment").reset_index()
+
+
+def _figures(sizes: pd.DataFrame) -> dict[str, float]:
+    lines = sizes.to_dict("records")
+    devices = {f"devices/{line['segment']}": line["devices"] for line in lines}
+    return {**devices, **{f"mean_probability/{line['segment']}": line["mean_probability"] for line in lines}}

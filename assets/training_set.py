@@ -18,7 +18,7 @@ from pipelines.steps.training_set import (
     matured_as_of_days,
 )
 from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake
+from resources.lake import Lake, describe
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
@@ -88,9 +88,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             sort=["device_id", "day"],
             properties=properties,
         )[audience.name]
-        return dg.MaterializeResult(
-            metadata={"dagster/row_count": partition.rows, "version": partition.version, **properties}
-        )
+        return dg.MaterializeResult(metadata={**describe([partition]), **properties})
 
     @dg.multi_asset_check(
         name=f"{audience.name}_training_set_checks", specs=check_specs(key, [*ROW_CHECKS, *SPLIT_CHECKS])

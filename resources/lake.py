@@ -8,6 +8,7 @@ that no partition names, and the next write of the table removes it.
 What does not belong here: what the rows mean.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -200,6 +201,18 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _pointer(self, table: str, key: str) -> Path:
         return self._table(table) / "partitions" / f"{key}.json"
+
+
+def describe(partitions: Sequence[Partition]) -> dict[str, Any]:
+    """What every materialization of a table says of itself, as Dagster metadata."""
+    keys = sorted(partition.key for partition in partitions)
+    return {
+        "dagster/row_count": sum(partition.rows for partition in partitions),
+        "partitions": len(keys),
+        "partition": keys[0] if len(keys) == 1 else f"{keys[0]} … {keys[-1]}",
+        "schema_hash": hashlib.sha256(partitions[0].schema.encode()).hexdigest()[:12],
+        "version": partitions[0].version,
+    }
 
 
 def _schema(partition: Partition) -> StructType:

@@ -33,6 +33,14 @@ class ModelRecord:
     version: str
     properties: Mapping[str, Any] = field(default_factory=dict)
 
+    def summary(self) -> dict[str, str]:
+        """Which model this is, as Dagster metadata."""
+        return {
+            "model": self.properties.get("model", self.model),
+            "model_version": self.version,
+            "vocabulary_hash": self.properties["vocabulary_hash"],
+        }
+
 
 class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Keeps `bundles/<audience>/<version>/`, `vocabularies/<hash>.json` and the records that name them."""
@@ -123,19 +131,22 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Keeps a vocabulary under its hash and makes it the current one."""
-        directory = self._home() / "vocabularies"
+        directory = self._vocabularies()
         directory.mkdir(parents=True, exist_ok=True)
         draft = directory / f"{uuid.uuid4().hex}.tmp"
         vocabulary.save(draft)
         draft.replace(directory / f"{vocabulary.hash}.json")
         _replace(directory / "current", vocabulary.hash)
 
-    def vocabulary(self) -> Vocabulary:
-        """The current vocabulary.
+    def vocabulary(self, version: str | None = None) -> Vocabulary:
+        """The vocabulary of a hash; the current one where none is named.
 
         Raises:
             DataError: None was fitted.
+            BundleError: The one named is missing or damaged.
         """
+        if version is not None:
+            return Vocabulary.load(self._vocabularies() / f"{version}.json", expected_hash=version)
         found = self.find_vocabulary()
         if found is None:
             raise DataError(
@@ -148,14 +159,14 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def find_vocabulary(self) -> Vocabulary | None:
         """The current vocabulary, or None before the first was fitted."""
-        pointer = self._home() / "vocabularies" / "current"
-        if not pointer.exists():
-            return None
-        current = pointer.read_text()
-        return Vocabulary.load(pointer.parent / f"{current}.json", expected_hash=current)
+        pointer = self._vocabularies() / "current"
+        return self.vocabulary(pointer.read_text()) if pointer.exists() else None
 
     def _home(self) -> Path:
         return Path(self.root).absolute()
+
+    def _vocabularies(self) -> Path:
+        return self._home() / "vocabularies"
 
     def _bundles(self, audience: str) -> Path:
         return self._home() / "bundles" / audience

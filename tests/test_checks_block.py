@@ -162,8 +162,8 @@ def vocabulary_read(name: str, field_type: type[FieldVocabulary]) -> Fault:
     """A store whose vocabulary encodes in another way than its places say."""
 
     class CorruptingStore(ModelStore):
-        def vocabulary(self) -> Vocabulary:
-            right = super().vocabulary()
+        def vocabulary(self, version: str | None = None) -> Vocabulary:
+            right = super().vocabulary(version)
             return Vocabulary(tuple(field_type(f.name, f.max_length, f.tokens) for f in right.fields))
 
     return Fault(name, lambda project: {"models": CorruptingStore(root=project.models.root)})

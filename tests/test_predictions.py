@@ -151,7 +151,7 @@ def sample(tokens: DataFrame, bundles: Mapping[str, Path]) -> pa.Table:
 def test_a_faithful_sample_passes_and_is_described(sample: pa.Table, bundles: Mapping[str, Path]) -> None:
     parity = compare_with_local(sample, load_bundle(bundles["buyers"]))
     assert parity.passed
-    assert parity.as_dict() == {
+    assert parity.as_metadata() == {
         "count": DEVICES, "mean": 0.0, "std": 0.0, "p25": 0.0, "p50": 0.0, "p75": 0.0, "p99": 0.0, "max": 0.0,
     }  # fmt: skip
 

@@ -537,6 +537,14 @@ def test_a_condition_on_the_raw_id_is_told_its_new_name(workplace: Workplace) ->
         check_event_columns(workplace.load())
 
 
+def test_nanoseconds_which_spark_cannot_read_are_refused(workplace: Workplace) -> None:
+    workplace.write_events(precise=pa.array([0], pa.timestamp("ns", tz="UTC")))
+    workplace.replace("time_column: event_time", "time_column: precise")
+
+    with pytest.raises(ConfigError, match=r"(?s)`events.time_column` names a column of nanoseconds.*coerce"):
+        check_event_columns(workplace.load())
+
+
 @pytest.mark.parametrize("key", ["time_column", "arrival_column"])
 def test_a_time_that_is_text_is_refused(workplace: Workplace, key: str) -> None:
     column = {"time_column": "event_time", "arrival_column": "received_at"}[key]

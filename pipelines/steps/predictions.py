@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,9 @@ class Parity:
     def passed(self) -> bool:
         return self.count > 0 and self.max <= MAX_PARITY_DIFFERENCE
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+    def as_metadata(self) -> dict[str, float | str]:
+        """Its figures; those that are not finite as text, which JSON has no number for."""
+        return {name: value if isfinite(value) else str(value) for name, value in asdict(self).items()}
 
 
 def compare_with_local(sample: pa.Table, scorer: Scorer) -> Parity:

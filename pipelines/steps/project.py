@@ -878,6 +878,13 @@ def _check_time(file: Path, key: str, column: "pa.Field[Any]") -> None:
             expected="a column of type timestamp or date",
             remedy="name the column of timestamps, or write the events with it as a timestamp in UTC",
         )
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        raise ConfigError(
+            f"{_shown_path(file)}: `{key}` names a column of nanoseconds, which Spark cannot read",
+            found=f"{column.name!r} of type {column.type}",
+            expected="timestamps of microseconds or milliseconds",
+            remedy='write the events with microseconds (pandas: to_parquet(..., coerce_timestamps="us"))',
+        )
 
 
 def _event_schema(fields: FieldsConfig) -> pa.Schema:
