@@ -44,7 +44,8 @@ def read_events(root: Path) -> pd.DataFrame:
         for file in files
         for rows in [pq.read_metadata(file).num_rows]
     ]
-    return pa.concat_tables(tables).to_pandas()
+    events: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    return events
 
 
 def file_bytes(root: Path) -> dict[str, bytes]:
@@ -70,7 +71,8 @@ def first_copies(events: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def truth(root: Path) -> pd.DataFrame:
-    return pq.read_table(root / world.TRUTH_FILE).to_pandas()
+    devices: pd.DataFrame = pq.read_table(root / world.TRUTH_FILE).to_pandas()
+    return devices
 
 
 def assert_share(observed: pd.Series, expected: float) -> None:
