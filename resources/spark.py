@@ -72,6 +72,8 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _start(self) -> SparkSession:
         # Workers must be this interpreter: another one has neither our packages nor our versions.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        if self.master.startswith("local"):
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         settings = {
             "spark.master": self.master,
             "spark.driver.memory": self.driver_memory,
