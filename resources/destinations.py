@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,9 @@ from pipelines.steps.errors import DataError
 from pipelines.steps.project import FolderDestination
 
 MANIFEST = "manifest.json"
+STAGING = ".staging-"
+ABANDONED_AGE_SECONDS = 24 * 3600
+"""A staging folder older than this was left by a publish that was killed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Destinations(dg.ConfigurableResource):  # type: ignore[type-arg]
             DataError: The staged file has other rows than the segment; nothing is published.
         """
         place = self.place(delivery.audience, delivery.segment, delivery.day, destination)
-        staging = place.parent / f".staging-{uuid.uuid4().hex}"
+        _remove_abandoned(place.parent)
+        staging = place.parent / f"{STAGING}{uuid.uuid4().hex}"
         staging.mkdir(parents=True)
         try:
             staged, _ = stage_segment(delivery.files, delivery.segment, destination.format, staging)
@@ -99,3 +104,9 @@ class Destinations(dg.ConfigurableResource):  # type: ignore[type-arg]
             sha256=digest,
             model_version=delivery.model_version,
         )
+
+
+def _remove_abandoned(segment: Path) -> None:
+    for staging in segment.glob(f"{STAGING}*"):
+        if time.time() - staging.stat().st_mtime > ABANDONED_AGE_SECONDS:
+            shutil.rmtree(staging)

@@ -1,8 +1,10 @@
 """Deliveries: a file and the manifest that vouches for it, sent once, replaced whole, never half."""
 
 import hashlib
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +17,7 @@ import pytest
 from pipelines.steps.deliveries import Manifest, count_rows, sha256, stage_segment
 from pipelines.steps.errors import DataError
 from pipelines.steps.project import FolderDestination
-from resources.destinations import MANIFEST, Delivery, Destinations
+from resources.destinations import ABANDONED_AGE_SECONDS, MANIFEST, STAGING, Delivery, Destinations
 
 REPOSITORY = Path(__file__).parent.parent
 CSV = FolderDestination(type="folder", path="out", format="csv")
@@ -193,6 +195,19 @@ def test_segments_days_and_audiences_have_places_of_their_own(
 
 def test_nothing_was_published_where_nothing_was(destinations: Destinations, tmp_path: Path) -> None:
     assert destinations.published(tmp_path) is None
+
+
+def test_what_a_killed_publish_left_is_removed_a_day_later(
+    destinations: Destinations, delivery: Delivery
+) -> None:
+    segment = destinations.place(delivery.audience, delivery.segment, delivery.day, CSV).parent
+    abandoned, recent = segment / f"{STAGING}abandoned", segment / f"{STAGING}recent"
+    for staging, age in ((abandoned, ABANDONED_AGE_SECONDS + 60), (recent, 60)):
+        staging.mkdir(parents=True)
+        os.utime(staging, (time.time() - age, time.time() - age))
+    destinations.publish(delivery, CSV)
+    assert not abandoned.exists()
+    assert recent.exists()  # another run may be at work in it
 
 
 @pytest.mark.parametrize("rows", [2, 4])
