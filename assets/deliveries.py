@@ -70,8 +70,10 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
     def delivery_checks(
         context: dg.AssetCheckExecutionContext, lake: Lake, destinations: Destinations
     ) -> Iterator[dg.AssetCheckResult]:
-        mine = [k.split("/")[1] for k in lake.partition_keys("segments") if k.startswith(f"{audience.name}/")]
-        days = [day.isoformat() for day in checked_days(context, mine)]
+        days = [
+            day.isoformat()
+            for day in checked_days(context, lake.partition_keys("segments", within=audience.name))
+        ]
         to_deliver = [d for day in days for d in _to_deliver(audience, lake, day)]
         evidence = [
             _evidence(destinations, d, _place(destinations, d, where))

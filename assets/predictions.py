@@ -119,14 +119,7 @@ def _prediction_checks(audience: Audience) -> dg.AssetChecksDefinition:
     def prediction_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:
-        days = checked_days(
-            context,
-            [
-                k.split("/")[1]
-                for k in lake.partition_keys("predictions")
-                if k.startswith(f"{audience.name}/")
-            ],
-        )
+        days = checked_days(context, lake.partition_keys("predictions", within=audience.name))
         rows = lake.read(spark.session, "predictions", keys_of(days, audience.name))
         yield from evaluate(key, ROW_CHECKS, rows)
         counts = pd.DataFrame(

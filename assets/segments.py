@@ -97,8 +97,9 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
     def segment_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
-        mine = [k.split("/")[1] for k in lake.partition_keys("segments") if k.startswith(f"{audience.name}/")]
-        keys = keys_of(checked_days(context, mine), audience.name)
+        keys = keys_of(
+            checked_days(context, lake.partition_keys("segments", within=audience.name)), audience.name
+        )
         rows = lake.read(spark.session, "segments", keys)
         yield from evaluate(key, ROW_CHECKS, rows)
         sizes = pd.concat(

@@ -74,9 +74,9 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
                 remedy=f"materialize {table} for {key} first",
             ) from None
 
-    def partition_keys(self, table: str) -> list[str]:
-        """The keys of all partitions of a table, sorted."""
-        pointers = self._table(table) / "partitions"
+    def partition_keys(self, table: str, within: str = "") -> list[str]:
+        """The keys of a table's partitions, sorted; `within` "car_buyers", that audience's days alone."""
+        pointers = self._table(table) / "partitions" / within
         return sorted(p.relative_to(pointers).with_suffix("").as_posix() for p in pointers.rglob("*.json"))
 
     def files(self, table: str, key: str) -> list[Path]:

@@ -88,6 +88,10 @@ def test_a_partition_may_have_two_columns(lake: Lake, spark: SparkSession, frame
     keys = [f"buyers/{MONDAY}", f"readers/{MONDAY}"]
     lake.write(rows, "predictions", by=["audience", "day"], keys=keys)
     assert lake.partition_keys("predictions") == keys
+    assert lake.partition_keys("predictions", within="readers") == [
+        key.removeprefix("readers/") for key in keys if key.startswith("readers/")
+    ]
+    assert lake.partition_keys("predictions", within="nobody") == []
     [row] = lake.read(spark, "predictions", [f"readers/{MONDAY}"]).toArrow().to_pylist()
     assert row == {"audience": "readers", "day": date(2025, 3, 10), "n": 2}
 
