@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -17,7 +19,7 @@ from pipelines.steps.candidate_models import (
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import TrainedModel, load_bundle
-from pipelines.steps.model_comparison import comparison_table
+from pipelines.steps.model_comparison import Threshold, comparison_table
 from pipelines.steps.project import Audience
 from pipelines.steps.training_rows import TrainingRows, read_training_rows
 from resources.expectations import Check, check_specs, evaluate, expect
@@ -127,12 +129,12 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         _require_same_rows(candidates, lake.partition("training_set", audience.name).version)
         measured = {name: Measured.from_dict(r.properties["metrics"]) for name, r in candidates.items()}
         name = pick_champion(measured)
-        scorer = load_bundle(models.bundle(candidates[name]))
+        version = candidates[name].version
         rows, _ = _read_rows(audience, lake, models)
-        thresholds = find_thresholds(scorer, rows, audience.segments)
-        cuts = {segment: cut.value if cut else None for segment, cut in thresholds.items()}
-        properties = {**candidates[name].properties, "model": name, "thresholds": cuts}
-        champion = models.record(ModelRecord(audience.name, "champion", candidates[name].version, properties))
+        # Again, though the candidate has some: the segments asked for may have changed since it was trained.
+        thresholds = find_thresholds(models.load(audience.name, name, version), rows, audience.segments)
+        properties = {**candidates[name].properties, "model": name, "thresholds": _values(thresholds)}
+        champion = models.record(ModelRecord(audience.name, "champion", version, properties))
         return dg.MaterializeResult(
             metadata={
                 **champion.summary(),
@@ -155,36 +157,43 @@ def _train(
     partition = lake.partition("training_set", audience.name)
     rows, vocabulary = _read_rows(audience, lake, models)
     trained = train(rows, vocabulary.sizes)
-    measured: list[Measured] = []
-    properties = {"training_set": partition.version, **partition.properties}
-    record = models.add(
-        audience.name,
-        model,
-        lambda directory: measured.append(
-            bundle_candidate(directory, trained, vocabulary, rows, partition.properties["as_of_days"])
-        ),
-        properties,
-    )
-    metrics = measured[0]
-    record = models.record(
-        ModelRecord(audience.name, model, record.version, {**properties, "metrics": metrics.to_dict()})
-    )
+
+    def write(directory: Path) -> Mapping[str, Any]:
+        days = partition.properties["as_of_days"]
+        measured = bundle_candidate(directory, trained, vocabulary, rows, days)
+        thresholds = find_thresholds(load_bundle(directory), rows, audience.segments)
+        return {
+            "training_set": partition.version,
+            **partition.properties,
+            "metrics": measured.to_dict(),
+            "thresholds": _values(thresholds),  # so that any candidate can be promoted
+        }
+
+    record = models.add(audience.name, model, write)
     return dg.MaterializeResult(
         metadata={
             **record.summary(),
             "rows": rows.rows,
             "training_set": partition.version,
-            **{f"validation/{k}": v for k, v in metrics.validation.to_dict().items()},
-            **{f"test/{k}": v for k, v in metrics.test.to_dict().items()},
+            **{
+                f"{split}/{name}": value
+                for split, metrics in record.properties["metrics"].items()
+                for name, value in metrics.items()
+            },
         }
     )
+
+
+def _values(thresholds: Mapping[str, Threshold | None]) -> dict[str, float | None]:
+    """Segment → its cut; None where no cut reached its precision."""
+    return {segment: cut.value if cut else None for segment, cut in thresholds.items()}
 
 
 def _read_rows(audience: Audience, lake: Lake, models: ModelStore) -> tuple[TrainingRows, Vocabulary]:
     """The training set, and the vocabulary that it was encoded with."""
     partition = lake.partition("training_set", audience.name)
     vocabulary = models.vocabulary(partition.properties["vocabulary_hash"])
-    return read_training_rows(lake.files("training_set", audience.name), list(vocabulary.sizes)), vocabulary
+    return read_training_rows(lake.files("training_set", [audience.name]), list(vocabulary.sizes)), vocabulary
 
 
 def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str) -> None:

@@ -88,7 +88,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
 def _to_deliver(audience: Audience, lake: Lake, day: str) -> list[Delivery]:
     key = f"{audience.name}/{day}"
     version = lake.partition("predictions", key).properties["bundles"][audience.name]
-    files = lake.files("segments", key)
+    files = lake.files("segments", [key])
     rows = ds.dataset(files, format="parquet")
     return [
         Delivery(

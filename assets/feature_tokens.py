@@ -6,7 +6,7 @@ import dagster as dg
 from pyspark.sql import functions as F
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.feature_tokens import collect_tokens, window
+from pipelines.steps.feature_tokens import PARQUET_OPTIONS, collect_tokens, window
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake, describe
@@ -14,7 +14,7 @@ from resources.spark import Spark
 
 KEY = dg.AssetKey("feature_tokens")
 FILES_PER_DAY = 4
-"""Tasks that can score one day at once; more cores want more."""
+"""Tasks that write a day; scoring is divided by row groups, whatever their files."""
 
 CHECKS = [
     Check(
@@ -76,6 +76,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             keys=keys_of(as_of_days),
             sort=["device_id"],
             files_per_partition=FILES_PER_DAY,
+            options=PARQUET_OPTIONS,
         )
         return dg.MaterializeResult(metadata={**describe(list(written.values())), "window_days": window_days})
 

@@ -9,9 +9,11 @@ from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_
 from pipelines.steps.model_bundle import load_bundle
 from pipelines.steps.predictions import (
     MAX_PARITY_DIFFERENCE,
+    PARQUET_OPTIONS,
     compare_with_local,
     sample_scored,
-    score_devices,
+    score_files,
+    worker_threads,
 )
 from pipelines.steps.project import Audience, Project
 from resources.expectations import Check, check_specs, evaluate, expect
@@ -81,13 +83,16 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         wanted = [a for a in project.audiences if key_of(a) in context.selected_asset_keys]
         champions = {a.name: models.current(a.name, "champion") for a in wanted}
         bundles = {name: models.bundle(record) for name, record in champions.items()}
-        tokens = lake.read(spark.session, "feature_tokens", keys_of(days))
+        threads = worker_threads(spark.session, bundles)
+        context.log.info("a bundle of each of %d audiences is loaded; threads: %s", len(bundles), threads)
+        files = lake.files("feature_tokens", keys_of(days))
         written = lake.write(
-            score_devices(tokens, bundles),
+            score_files(spark.session, files, bundles),
             "predictions",
             by=["audience", "day"],
             keys=[key for name in champions for key in keys_of(days, name)],
-            sort=["device_id"],
+            files_per_partition=None,
+            options=PARQUET_OPTIONS,
             properties={"bundles": {name: record.version for name, record in champions.items()}},
         )
         for audience in wanted:
@@ -97,6 +102,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
                 metadata={
                     **describe([written[key] for key in keys_of(days, audience.name)]),
                     **record.summary(),
+                    "threads_per_task": threads,
                 },
             )
 

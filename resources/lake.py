@@ -79,9 +79,14 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         pointers = self._table(table) / "partitions" / within
         return sorted(p.relative_to(pointers).with_suffix("").as_posix() for p in pointers.rglob("*.json"))
 
-    def files(self, table: str, key: str) -> list[Path]:
-        """The Parquet files of a partition; none where it has no rows."""
-        return sorted((self._table(table) / self.partition(table, key).directory).glob("*.parquet"))
+    def files(self, table: str, keys: Iterable[str]) -> list[Path]:
+        """The Parquet files of the partitions named; none of those without rows.
+
+        Raises:
+            DataError: As `read`.
+        """
+        filled = [partition for partition in self._partitions(table, keys) if partition.rows]
+        return [file for p in filled for file in sorted((self._table(table) / p.directory).glob("*.parquet"))]
 
     def read(self, spark: SparkSession, table: str, keys: Iterable[str]) -> DataFrame:
         """The rows of the partitions named.
@@ -90,20 +95,10 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             DataError: A partition was never written; names all that are missing. Or some have other
                 columns than the last one, which Spark would read as nulls.
         """
-        wanted = list(keys)
-        missing = sorted(set(wanted) - set(self.partition_keys(table)))
-        if missing or not wanted:
-            raise DataError(
-                f"{table} lacks {len(missing)} of the {len(wanted)} partitions asked for",
-                found=_abridged(self.partition_keys(table)) or "no partition at all",
-                expected=_abridged(missing),
-                remedy=f"materialize {table} for these partitions first (a backfill over the range does it)",
-            )
-        partitions = [self.partition(table, key) for key in wanted]
+        partitions = self._partitions(table, keys)
         filled = [partition for partition in partitions if partition.rows]
         if not filled:
             return spark.createDataFrame([], _schema(partitions[-1]))
-        _require_same_columns(table, filled)
         paths = [str(self._table(table) / partition.directory) for partition in filled]
         return spark.read.schema(_schema(filled[-1])).parquet(*paths)
 
@@ -116,7 +111,8 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         keys: Sequence[str],
         properties: Mapping[str, Any] | None = None,
         sort: Sequence[str] = (),
-        files_per_partition: int = 1,
+        files_per_partition: int | None = 1,
+        options: Mapping[str, str] | None = None,
     ) -> dict[str, Partition]:
         """Replaces the partitions `keys` by the rows of `frame`, in one Spark job.
 
@@ -127,7 +123,9 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             keys: Every partition to replace; one without rows becomes empty.
             properties: Remembered with each of these partitions.
             sort: Columns that order the rows of a file; the first one spreads rows over files.
-            files_per_partition: Parquet files a partition is written to, and so tasks that read it.
+            files_per_partition: Parquet files a partition is written to; None: one per task that has rows of
+                it, which nothing is shuffled or sorted for.
+            options: Of Spark's Parquet writer.
 
         Raises:
             DataError: The frame has rows of a partition not in `keys`; nothing is replaced.
@@ -137,15 +135,14 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         schema = frame.schema.json()
         # Copies, because Spark takes the columns it partitions by out of the files.
         directories = {f"by_{column}": F.col(column) for column in by}
-        spread = [F.pmod(F.xxhash64(sort[0]), F.lit(files_per_partition))] if files_per_partition > 1 else []
-        (
-            frame.withColumns(directories)
-            .repartition(*by, *spread)  # Spark's adaptive execution chooses how many tasks
-            # By the copies: Spark orders what it writes by them, and would drop any other order as useless.
-            .sortWithinPartitions(*directories, *sort)
-            .write.partitionBy(*directories)
-            .parquet(str(data))
-        )
+        rows = frame.withColumns(directories)
+        if files_per_partition is not None:
+            several = files_per_partition > 1
+            spread = [F.pmod(F.xxhash64(sort[0]), F.lit(files_per_partition))] if several else []
+            # Spark's adaptive execution chooses how many tasks. Sorted by the copies: Spark orders what it
+            # writes by them, and would drop any other order as useless.
+            rows = rows.repartition(*by, *spread).sortWithinPartitions(*directories, *sort)
+        rows.write.options(**(options or {})).partitionBy(*directories).parquet(str(data))
         written = self._written(table, version, by, schema, dict(properties or {}))
         unexpected = sorted(set(written) - set(keys))
         if unexpected:
@@ -161,6 +158,20 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         for key, partition in partitions.items():
             self._publish(table, key, partition)
         self._remove_orphans(table)
+        return partitions
+
+    def _partitions(self, table: str, keys: Iterable[str]) -> list[Partition]:
+        wanted = list(keys)
+        missing = sorted(set(wanted) - set(self.partition_keys(table)))
+        if missing or not wanted:
+            raise DataError(
+                f"{table} lacks {len(missing)} of the {len(wanted)} partitions asked for",
+                found=_abridged(self.partition_keys(table)) or "no partition at all",
+                expected=_abridged(missing),
+                remedy=f"materialize {table} for these partitions first (a backfill over the range does it)",
+            )
+        partitions = [self.partition(table, key) for key in wanted]
+        _require_same_columns(table, [partition for partition in partitions if partition.rows])
         return partitions
 
     def _written(
@@ -221,6 +232,8 @@ def _schema(partition: Partition) -> StructType:
 
 def _require_same_columns(table: str, partitions: Sequence[Partition]) -> None:
     # simpleString leaves out what may be null, which differs with the way rows were made.
+    if not partitions:
+        return
     columns = {p.key: _schema(p).simpleString() for p in partitions}
     newest = partitions[-1].key
     others = [key for key, found in columns.items() if found != columns[newest]]

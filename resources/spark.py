@@ -10,12 +10,19 @@ from pydantic import Field, PrivateAttr
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
+LOCAL_MASTER = "local[*,4]"
+"""All cores; and a task whose Python worker dies is tried again, up to 4 times, as it is on a cluster."""
+
 _ALWAYS = {
     "spark.sql.session.timeZone": "UTC",
     # A partition is written to a directory of its own, so nothing is ever overwritten in place.
     "spark.sql.sources.partitionOverwriteMode": "static",
     # Parquet rows keep the writer's types: a field that is missing is an error, never a silent null.
     "spark.sql.execution.arrow.pyspark.enabled": "true",
+    # A task writes so many partitions side by side; with one at a time Spark would sort its rows by them.
+    "spark.sql.maxConcurrentOutputFileWriters": "64",
+    # A Python worker that stands still is ended, so that Spark tries its task again.
+    "spark.sql.execution.pyspark.udf.killOnIdleTimeout": "true",
 }
 _LOCAL = {
     "spark.driver.bindAddress": "127.0.0.1",
@@ -31,12 +38,17 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
     It composes dagster-pyspark's `LazyPySparkResource`, which has no Connect and never stops.
     """
 
-    master: str = Field(default="local[*]", description="Spark master URL, used unless `remote` is set.")
+    master: str = Field(default=LOCAL_MASTER, description="Spark master URL, used unless `remote` is set.")
     remote: str | None = Field(default=None, description="Spark Connect URL, such as sc://host:15002.")
     app_name: str = Field(default="audience_factory", description="Name shown in Spark's own UI.")
     driver_memory: str = Field(default="2g", description="Heap of the driver's JVM.")
     python_memory: str | None = Field(
         default=None, description="Limit of an executor's Python workers; none if unset."
+    )
+    python_idle_seconds: int = Field(
+        default=600,
+        ge=0,
+        description="Seconds of silence after which a Python worker is ended and its task tried again.",
     )
     shuffle_partitions: int = Field(default=8, ge=1, description="Tasks after a shuffle, before coalescing.")
     conf: dict[str, str] = Field(default={}, description="Any other Spark setting; wins over the above.")
@@ -66,6 +78,7 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
             **_ALWAYS,
             "spark.app.name": self.app_name,
             "spark.sql.shuffle.partitions": str(self.shuffle_partitions),
+            "spark.sql.execution.pyspark.udf.idleTimeoutSeconds": str(self.python_idle_seconds),
             **self.conf,
         }
 

@@ -99,7 +99,7 @@ def test_a_partition_may_have_two_columns(lake: Lake, spark: SparkSession, frame
 def test_a_partition_without_rows_is_known_and_empty(lake: Lake, spark: SparkSession, scores: Scores) -> None:
     write(lake, scores(("a", MONDAY, 1.0)), MONDAY, TUESDAY)
     assert lake.partition("scores", TUESDAY).rows == 0
-    assert lake.files("scores", TUESDAY) == []
+    assert lake.files("scores", [TUESDAY]) == []
     assert read(lake, spark, TUESDAY) == []
     assert read(lake, spark, MONDAY, TUESDAY) == [("a", MONDAY, 1.0)]
     assert lake.read(spark, "scores", [TUESDAY]).schema.simpleString() == scores().schema.simpleString()
@@ -110,7 +110,7 @@ def test_rows_of_a_file_are_sorted(lake: Lake, scores: Scores) -> None:
     unsorted: list[Row] = [(device, day, 1.0) for device in "cabd" for day in (TUESDAY, MONDAY)]
     write(lake, scores(*unsorted), MONDAY, TUESDAY)
     for day in (MONDAY, TUESDAY):
-        [file] = lake.files("scores", day)
+        [file] = lake.files("scores", [day])
         assert pq.ParquetFile(file).read().column("device_id").to_pylist() == ["a", "b", "c", "d"]
 
 
@@ -119,7 +119,7 @@ def test_a_partition_may_be_spread_over_files(lake: Lake, spark: SparkSession, s
     write(lake, scores(*rows), MONDAY, files_per_partition=4)
     assert read(lake, spark, MONDAY) == rows
     # Spark's adaptive execution may join small ones, so that at most 4 are left.
-    assert 1 <= len(lake.files("scores", MONDAY)) <= 4
+    assert 1 <= len(lake.files("scores", [MONDAY])) <= 4
 
 
 def test_what_the_writer_wants_to_remember_is_kept(lake: Lake, scores: Scores) -> None:

@@ -1,7 +1,12 @@
 """The model store: versions are kept for good, and what serves is said explicitly."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +17,7 @@ from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
 from pipelines.steps.model_bundle import load_bundle, write_bundle
-from resources.model_store import ModelRecord, ModelStore
+from resources.model_store import ModelRecord, ModelStore, StoredBundle
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b")),))
 
@@ -22,22 +27,40 @@ def store(tmp_path: Path) -> ModelStore:
     return ModelStore(root=str(tmp_path / "models"))
 
 
-def bundle(bias: float) -> Callable[[Path], None]:
+def bundle(bias: float, **properties: Any) -> Callable[[Path], Mapping[str, Any]]:
     """Writes the bundle of a model that gives every device the same probability."""
     state = {"weights.0": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
     model = TrainedLogistic(state, LogisticConfig(), chosen_c=1.0, validation_auc={1.0: 0.5})
 
-    def write(directory: Path) -> None:
+    def write(directory: Path) -> Mapping[str, Any]:
         write_bundle(directory, model, VOCABULARY, training_days=["2025-01-31"], code_version="1", metrics={})
+        return properties
 
     return write
+
+
+def champion(store: ModelStore, bias: float, **thresholds: float | None) -> ModelRecord:
+    """Trains a network and makes it serve, as the training job does."""
+    dnn = store.add("buyers", "dnn", bundle(bias))
+    return store.record(replace(dnn, model="champion", properties={"model": "dnn", "thresholds": thresholds}))
+
+
+def log(store: ModelStore) -> list[tuple[str, str]]:
+    """Version and reason of every entry of the champion's log, oldest first."""
+    return [(entry.record.version, entry.reason) for entry in reversed(store.history("buyers"))]
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 # --- bundles and records --------------------------------------------------------------------------
 
 
 def test_a_model_added_is_current_and_its_bundle_scores(store: ModelStore) -> None:
-    record = store.add("buyers", "dnn", bundle(0.0), {"auc": 0.7})
+    record = store.add("buyers", "dnn", bundle(0.0, auc=0.7))
     assert store.current("buyers", "dnn") == record
     assert (record.audience, record.model, record.properties) == ("buyers", "dnn", {"auc": 0.7})
     scorer = load_bundle(store.bundle(record))
@@ -46,17 +69,17 @@ def test_a_model_added_is_current_and_its_bundle_scores(store: ModelStore) -> No
 
 
 def test_an_equal_bundle_is_kept_once(store: ModelStore) -> None:
-    first = store.add("buyers", "dnn", bundle(0.0), {})
+    first = store.add("buyers", "dnn", bundle(0.0))
     written = {path: path.stat().st_mtime_ns for path in store.bundle(first).iterdir()}
-    again = store.add("buyers", "dnn", bundle(0.0), {})
+    again = store.add("buyers", "dnn", bundle(0.0))
     assert again == first
     assert store.versions("buyers") == [first.version]
     assert {path: path.stat().st_mtime_ns for path in store.bundle(first).iterdir()} == written
 
 
 def test_a_better_model_takes_over_and_the_former_one_stays(store: ModelStore) -> None:
-    first = store.add("buyers", "dnn", bundle(0.0), {"auc": 0.7})
-    second = store.add("buyers", "dnn", bundle(1.0), {"auc": 0.8})
+    first = store.add("buyers", "dnn", bundle(0.0, auc=0.7))
+    second = store.add("buyers", "dnn", bundle(1.0, auc=0.8))
     assert store.current("buyers", "dnn") == second
     assert store.former(ModelRecord("buyers", "dnn", first.version)) == first
     assert store.versions("buyers") == sorted([first.version, second.version])
@@ -64,22 +87,22 @@ def test_a_better_model_takes_over_and_the_former_one_stays(store: ModelStore) -
 
 
 def test_a_version_may_serve_again(store: ModelStore) -> None:
-    first = store.add("buyers", "dnn", bundle(0.0), {"auc": 0.7})
-    store.add("buyers", "dnn", bundle(1.0), {"auc": 0.8})
+    first = store.add("buyers", "dnn", bundle(0.0, auc=0.7))
+    store.add("buyers", "dnn", bundle(1.0, auc=0.8))
     store.record(first)
     assert store.current("buyers", "dnn") == first
 
 
 def test_recording_again_changes_what_is_known_of_a_version(store: ModelStore) -> None:
-    added = store.add("buyers", "dnn", bundle(0.0), {})
+    added = store.add("buyers", "dnn", bundle(0.0))
     measured = store.record(ModelRecord("buyers", "dnn", added.version, {"auc": 0.7}))
     assert store.current("buyers", "dnn") == store.former(added) == measured
 
 
 def test_audiences_and_models_are_kept_apart(store: ModelStore) -> None:
-    dnn = store.add("buyers", "dnn", bundle(0.0), {})
-    logistic = store.add("buyers", "logistic", bundle(1.0), {})
-    readers = store.add("readers", "dnn", bundle(2.0), {})
+    dnn = store.add("buyers", "dnn", bundle(0.0))
+    logistic = store.add("buyers", "logistic", bundle(1.0))
+    readers = store.add("readers", "dnn", bundle(2.0))
     assert store.models("buyers") == ["dnn", "logistic"]
     assert store.models("readers") == ["dnn"]
     assert store.current("buyers", "dnn") == dnn
@@ -88,43 +111,43 @@ def test_audiences_and_models_are_kept_apart(store: ModelStore) -> None:
 
 
 def test_a_bundle_that_fails_to_be_written_leaves_no_trace(store: ModelStore) -> None:
-    first = store.add("buyers", "dnn", bundle(0.0), {})
+    first = store.add("buyers", "dnn", bundle(0.0))
 
-    def write_half(directory: Path) -> None:
+    def write_half(directory: Path) -> Mapping[str, Any]:
         directory.mkdir()
         (directory / "weights.safetensors").write_bytes(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store.add("buyers", "dnn", write_half, {})
+        store.add("buyers", "dnn", write_half)
     assert store.current("buyers", "dnn") == first
     assert store.versions("buyers") == [first.version]
     assert list((Path(store.root) / "drafts").iterdir()) == []
 
 
 def test_an_audience_without_the_model_is_an_error(store: ModelStore) -> None:
-    store.add("buyers", "dnn", bundle(0.0), {})
+    store.add("buyers", "dnn", bundle(0.0))
     with pytest.raises(BundleError) as raised:
         store.current("buyers", "champion")
     assert str(raised.value) == (
         "audience buyers has no champion model\n"
         "  found:    ['dnn']\n"
         "  expected: champion\n"
-        "  remedy:   run the training job first"
+        "  remedy:   run the training job first, or name one that there is"
     )
-    with pytest.raises(BundleError, match="found:    no model at all"):
+    with pytest.raises(BundleError, match=r"no model at all in .*, which has audiences \['buyers'\]"):
         store.current("readers", "dnn")
 
 
 def test_a_version_never_recorded_is_an_error(store: ModelStore) -> None:
-    added = store.add("buyers", "dnn", bundle(0.0), {})
+    added = store.add("buyers", "dnn", bundle(0.0))
     with pytest.raises(BundleError) as raised:
         store.former(ModelRecord("buyers", "champion", added.version))
     assert str(raised.value) == (
         f"nothing is recorded of champion {added.version} of buyers\n"
-        f"  found:    ['{added.version}']\n"
+        f"  found:    dnn: {added.version}\n"
         f"  expected: {added.version}\n"
-        "  remedy:   score the day again with the current champion"
+        "  remedy:   name one of these in full, with its model; a day that another one scored, score again"
     )
 
 
@@ -138,6 +161,312 @@ def test_a_bundle_that_is_gone_is_an_error(store: ModelStore) -> None:
         f"  expected: {store.root}/bundles/buyers/0123456789abcdef\n"
         "  remedy:   restore the directory, or train again"
     )
+
+
+# --- loading ----------------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_loaded_in_a_line(store: ModelStore) -> None:
+    rows = VOCABULARY.encode(pa.table({"apps": [["a"], []]}))
+    first = champion(store, 0.0)
+    champion(store, 100.0)
+    store.add("buyers", "dnn", bundle(-100.0))
+    assert store.load("buyers").score(rows).tolist() == [1.0, 1.0]
+    assert store.load("buyers", version=first.version).score(rows).tolist() == [0.5, 0.5]
+    assert store.load("buyers", "dnn", threads=2).score(rows).tolist() == pytest.approx([0.0, 0.0])
+
+
+def test_a_version_is_named_in_full_and_of_its_model(store: ModelStore) -> None:
+    served = champion(store, 0.0)
+    other = store.add("buyers", "logistic", bundle(1.0))
+    for version in [served.version[:8], other.version]:
+        with pytest.raises(BundleError) as raised:
+            store.load("buyers", version=version)
+        assert raised.value.found == (
+            f"champion: {served.version}; dnn: {served.version}; logistic: {other.version}"
+        )
+
+
+def test_an_error_names_the_newest_of_many_versions(store: ModelStore) -> None:
+    versions = [champion(store, float(bias)).version for bias in range(8)]
+    with pytest.raises(BundleError) as raised:
+        store.find("buyers", version="x")
+    assert f"champion: {', '.join(versions[:1:-1])}, … (8 in all); dnn: " in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["bundle.json", "vocabulary.json", "weights.safetensors"])
+def test_a_damaged_bundle_is_not_loaded(store: ModelStore, file: str) -> None:
+    record = champion(store, 0.0)
+    damage(store.bundle(record) / file)
+    with pytest.raises(BundleError, match=r"damaged|cannot be read"):
+        store.load("buyers")
+
+
+def test_a_bundle_under_another_ones_name_is_not_loaded(store: ModelStore) -> None:
+    """Each file of it is right, so only the hash of them all can tell."""
+    first, second = champion(store, 0.0), champion(store, 1.0)
+    shutil.rmtree(store.bundle(second))
+    shutil.copytree(store.bundle(first), store.root + f"/bundles/buyers/{second.version}")
+    with pytest.raises(BundleError) as raised:
+        store.load("buyers")
+    assert str(raised.value) == (
+        f"bundle {second.version} of buyers is damaged: its content has another hash\n"
+        f"  found:    {first.version}\n"
+        f"  expected: {second.version}, in {store.bundle(second)}\n"
+        "  remedy:   restore the directory, name another version, or train again"
+    )
+
+
+def test_training_again_mends_a_damaged_bundle(store: ModelStore) -> None:
+    record = champion(store, 0.0)
+    damage(store.bundle(record) / "weights.safetensors")
+    store.add("buyers", "dnn", bundle(0.0))
+    assert store.describe(record).content_hash == record.version
+
+
+def test_rows_encoded_with_another_vocabulary_are_no_business_of_this_model(store: ModelStore) -> None:
+    store.add("buyers", "dnn", bundle(0.0, vocabulary_hash="0" * 64))
+    with pytest.raises(BundleError, match="trained with another vocabulary"):
+        store.load("buyers", "dnn")
+
+
+# --- what is known ------------------------------------------------------------------------------------
+
+
+def test_the_log_says_what_became_current_when_and_why(store: ModelStore) -> None:
+    start = datetime.now(UTC)
+    first, second = champion(store, 0.0), champion(store, 1.0)
+    store.rollback("buyers", by_precision=[])
+    history = store.history("buyers")
+    assert [(e.number, e.record, e.reason, e.restores) for e in history] == [
+        (3, first, "rolled back", 1),
+        (2, second, "trained", None),
+        (1, first, "trained", None),
+    ]
+    last, middle, first_time = [entry.recorded_at for entry in history]
+    assert start <= first_time <= middle <= last <= datetime.now(UTC)
+    assert last.utcoffset() == timedelta(0)
+    assert store.history("readers") == []
+
+
+def test_the_versions_of_a_model_are_listed_once_the_current_one_first(store: ModelStore) -> None:
+    first, second = champion(store, 0.0), champion(store, 1.0)
+    store.rollback("buyers", by_precision=[])
+    assert [(e.record, e.number) for e in store.versions_of("buyers")] == [(first, 3), (second, 2)]
+
+
+def test_a_bundle_is_described_from_its_files(store: ModelStore) -> None:
+    record = champion(store, 0.0)
+    described, directory = store.describe(record), store.bundle(record)
+    assert (described.path, described.content_hash) == (directory, record.version)
+    assert described.manifest.engine == "torch"
+    assert (described.files, described.bytes) == (3, sum(p.stat().st_size for p in directory.iterdir()))
+    damage(directory / "weights.safetensors")
+    assert store.describe(record).content_hash != record.version
+
+
+def test_audiences_are_listed(store: ModelStore) -> None:
+    assert store.audiences() == []
+    store.add("readers", "dnn", bundle(0.0))
+    champion(store, 0.0)
+    assert store.audiences() == ["buyers", "readers"]
+
+
+def test_recording_what_is_current_writes_nothing(store: ModelStore) -> None:
+    champion(store, 0.0, precise=0.5)
+    champion(store, 0.0, precise=0.5)
+    assert len(store.history("buyers")) == len(store.history("buyers", "dnn")) == 1
+    champion(store, 0.0, precise=0.6)
+    assert len(store.history("buyers")) == 2
+
+
+def test_no_entry_is_lost_or_replaced_when_many_are_written_at_once(store: ModelStore) -> None:
+    records = [ModelRecord("buyers", "dnn", f"{number:016x}") for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(store.record, records))
+    history = store.history("buyers", "dnn")
+    assert [entry.number for entry in history] == list(range(24, 0, -1))
+    assert sorted(entry.record.version for entry in history) == [record.version for record in records]
+    assert list((Path(store.root) / "drafts").iterdir()) == []
+
+
+def test_a_log_entry_that_cannot_be_read_is_named(store: ModelStore) -> None:
+    champion(store, 0.0)
+    path = Path(store.root) / "log/buyers/champion/000001.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(BundleError, match=f"(?s)entry 1 in the log of champion of buyers.*{path}"):
+        store.load("buyers")
+
+
+# --- promotion ----------------------------------------------------------------------------------------
+
+
+def test_a_former_champion_serves_again_with_its_thresholds(store: ModelStore) -> None:
+    first = champion(store, 0.0, precise=0.3)
+    second = champion(store, 1.0, precise=0.8)
+    assert store.promote("buyers", first.version, by_precision=["precise"]) == first
+    assert store.current("buyers", "champion") == first
+    assert log(store) == [
+        (first.version, "trained"),
+        (second.version, "trained"),
+        (first.version, "promoted"),
+    ]
+
+
+def test_a_candidate_that_never_served_becomes_champion_with_its_own_thresholds(store: ModelStore) -> None:
+    champion(store, 0.0, precise=0.3)
+    candidate = store.add("buyers", "logistic", bundle(1.0, thresholds={"precise": 0.7}, training_set="t"))
+    promoted = store.promote("buyers", candidate.version, by_precision=["precise"])
+    assert promoted == store.current("buyers", "champion")
+    assert promoted.version == candidate.version
+    assert promoted.properties == {"model": "logistic", "thresholds": {"precise": 0.7}, "training_set": "t"}
+    assert store.current("buyers", "logistic") == candidate
+
+
+def test_a_candidate_is_promoted_where_no_champion_was(store: ModelStore) -> None:
+    candidate = store.add("buyers", "dnn", bundle(0.0))
+    store.promote("buyers", candidate.version, by_precision=[])
+    assert log(store) == [(candidate.version, "promoted")]
+
+
+def test_what_was_recorded_last_of_a_version_is_promoted(store: ModelStore) -> None:
+    """Training again may give an equal model, but thresholds for the segments asked for since."""
+    first = champion(store, 0.0, precise=0.3)
+    champion(store, 1.0)
+    store.add("buyers", "dnn", bundle(0.0, thresholds={"precise": 0.3, "sure": 0.9}))
+    promoted = store.promote("buyers", first.version, by_precision=["precise", "sure"])
+    assert promoted.properties == {"model": "dnn", "thresholds": {"precise": 0.3, "sure": 0.9}}
+
+
+def test_promoting_what_is_current_changes_nothing(store: ModelStore) -> None:
+    current = champion(store, 0.0)
+    assert store.promote("buyers", current.version, by_precision=[]) == current
+    assert log(store) == [(current.version, "trained")]
+
+
+def test_a_candidate_model_takes_only_its_own_versions(store: ModelStore) -> None:
+    first = store.add("buyers", "dnn", bundle(0.0))
+    store.add("buyers", "dnn", bundle(1.0))
+    other = store.add("buyers", "logistic", bundle(2.0))
+    assert store.promote("buyers", first.version, model="dnn", by_precision=["precise"]) == first
+    assert store.current("buyers", "dnn") == first
+    with pytest.raises(BundleError, match=f"never had a version {other.version} that could become its dnn"):
+        store.promote("buyers", other.version, model="dnn", by_precision=[])
+
+
+def test_a_version_without_a_threshold_that_is_needed_is_refused(store: ModelStore) -> None:
+    current = champion(store, 0.0, precise=0.3, sure=0.9, certain=0.99)
+    candidate = store.add("buyers", "logistic", bundle(1.0, thresholds={"precise": 0.7, "sure": None}))
+    with pytest.raises(BundleError) as raised:
+        store.promote("buyers", candidate.version, by_precision=["precise", "sure", "certain"])
+    assert str(raised.value) == (
+        f"version {candidate.version} of buyers has no threshold for segment sure\n"
+        "  found:    sure: its precision was not reached, certain: never computed\n"
+        "  expected: a threshold for each of precise, sure, certain\n"
+        "  remedy:   promote a version that has them; or run the training job, which finds them for the "
+        "segments asked for now; or ask for these by top_fraction or size"
+    )
+    assert store.current("buyers", "champion") == current
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json", "bundle.json"])
+def test_a_damaged_version_is_not_promoted(store: ModelStore, name: str) -> None:
+    first, second = champion(store, 0.0), champion(store, 1.0)
+    damage(store.bundle(first) / name)
+    with pytest.raises(BundleError):
+        store.promote("buyers", first.version, by_precision=[])
+    assert store.current("buyers", "champion") == second
+
+
+def test_what_cannot_be_promoted_is_named_with_what_can(store: ModelStore) -> None:
+    current = champion(store, 0.0)
+    with pytest.raises(BundleError) as raised:
+        store.promote("buyers", "0123456789abcdef", by_precision=[])
+    assert str(raised.value) == (
+        "audience buyers never had a version 0123456789abcdef that could become its champion\n"
+        f"  found:    champion: {current.version}; dnn: {current.version}\n"
+        "  expected: 0123456789abcdef\n"
+        "  remedy:   name one of these in full"
+    )
+    with pytest.raises(BundleError, match="audience readers has no champion model"):
+        store.promote("readers", current.version, by_precision=[])
+    with pytest.raises(BundleError, match="audience buyers has no forest model"):
+        store.promote("buyers", current.version, model="forest", by_precision=[])
+
+
+# --- rollback -----------------------------------------------------------------------------------------
+
+
+def test_rollbacks_go_further_and_further_back_until_none_is_left(store: ModelStore) -> None:
+    first, second, third = [champion(store, bias, precise=0.1 + bias) for bias in (0.0, 0.1, 0.2)]
+    assert store.rollback("buyers", by_precision=["precise"]) == second
+    assert store.rollback("buyers", by_precision=["precise"]) == first
+    with pytest.raises(BundleError, match=f"audience buyers had no champion before {first.version}"):
+        store.rollback("buyers", by_precision=["precise"])
+    assert store.current("buyers", "champion") == first
+    assert log(store) == [
+        (first.version, "trained"),
+        (second.version, "trained"),
+        (third.version, "trained"),
+        (second.version, "rolled back"),
+        (first.version, "rolled back"),
+    ]
+
+
+def test_a_rollback_never_returns_to_what_was_rolled_back_from(store: ModelStore) -> None:
+    first, bad = champion(store, 0.0), champion(store, 1.0)
+    store.rollback("buyers", by_precision=[])
+    newer = champion(store, 2.0)
+    assert bad.version not in {first.version, newer.version}
+    assert store.rollback("buyers", by_precision=[]) == first
+    with pytest.raises(BundleError, match=r"nothing earlier than .* UTC that was not rolled back"):
+        store.rollback("buyers", by_precision=[])
+
+
+def test_a_promotion_is_rolled_back_like_a_training(store: ModelStore) -> None:
+    first, second = champion(store, 0.0), champion(store, 1.0)
+    store.promote("buyers", first.version, by_precision=[])
+    assert store.rollback("buyers", by_precision=[]) == second
+    assert store.rollback("buyers", by_precision=[]) == first
+
+
+def test_a_rollback_skips_earlier_records_of_the_same_version(store: ModelStore) -> None:
+    first = champion(store, 0.0)
+    champion(store, 1.0, precise=0.3)
+    champion(store, 1.0, precise=0.4)
+    assert store.rollback("buyers", by_precision=[]) == first
+
+
+def test_a_rollback_to_a_damaged_version_is_refused(store: ModelStore) -> None:
+    first, second = champion(store, 0.0), champion(store, 1.0)
+    damage(store.bundle(first) / "weights.safetensors")
+    with pytest.raises(BundleError, match=f"bundle {first.version} of buyers is damaged"):
+        store.rollback("buyers", by_precision=[])
+    assert store.current("buyers", "champion") == second
+
+
+def test_a_rollback_to_a_version_without_thresholds_is_refused(store: ModelStore) -> None:
+    champion(store, 0.0)
+    second = champion(store, 1.0, precise=0.5)
+    with pytest.raises(BundleError, match="no threshold for segment precise"):
+        store.rollback("buyers", by_precision=["precise"])
+    assert store.current("buyers", "champion") == second
+
+
+def test_a_training_that_ends_during_a_rollback_is_not_undone(store: ModelStore) -> None:
+    _, bad = champion(store, 0.0), champion(store, 1.0)
+
+    class Overtaken(ModelStore):
+        def describe(self, record: ModelRecord) -> StoredBundle:
+            newer.append(champion(store, 2.0))
+            return super().describe(record)
+
+    newer: list[ModelRecord] = []
+    with pytest.raises(BundleError) as raised:
+        Overtaken(root=store.root).rollback("buyers", by_precision=[])
+    assert raised.value.what == "the champion of buyers changed while it was rolled back"
+    assert (raised.value.found, raised.value.expected) == (newer[0].version, bad.version)
+    assert store.current("buyers", "champion") == newer[0]
 
 
 # --- vocabularies ---------------------------------------------------------------------------------

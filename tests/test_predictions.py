@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.steps.dnn_model import AudienceNet
+from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.model_bundle import load_bundle, write_bundle
 from pipelines.steps.predictions import (
@@ -18,8 +20,11 @@ from pipelines.steps.predictions import (
     compare_with_local,
     sample_scored,
     score_devices,
+    score_files,
+    worker_threads,
 )
 from tests.conftest import Frame
+from tests.test_row_groups import alter_last_byte
 
 DAY = date(2025, 3, 10)
 APPS = tuple(f"app-{number}" for number in range(20))
@@ -209,13 +214,104 @@ def test_a_sample_is_about_as_large_as_wanted_and_always_the_same(frame: Frame) 
     assert set(first.column("device_id").to_pylist()) == set(again.column("device_id").to_pylist())
 
 
+# --- read by the workers --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tokens: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same devices as Parquet: a file of several row groups, one of a single one, one without rows."""
+    root = tmp_path_factory.mktemp("tokens")
+    table = tokens.orderBy("device_id").toArrow()
+    pq.write_table(table.slice(0, 45), root / "a.parquet", row_group_size=10)
+    pq.write_table(table.slice(45, 0), root / "b.parquet")
+    pq.write_table(table.slice(45), root / "c.parquet", use_dictionary=False)
+    return sorted(root.iterdir())
+
+
+@pytest.mark.parametrize(("rows_per_task", "tasks"), [(1, 6), (20, 3), (1_000, 1)])
+def test_files_score_as_frames_do(
+    spark: SparkSession,
+    scored: list[dict[str, object]],
+    files: list[Path],
+    bundles: Mapping[str, Path],
+    rows_per_task: int,
+    tasks: int,
+) -> None:
+    predictions = score_files(spark, files, bundles, rows_per_task=rows_per_task)
+    assert predictions.rdd.getNumPartitions() == tasks
+    assert rows_of(predictions) == scored
+
+
+def test_files_without_rows_have_no_predictions(
+    spark: SparkSession, files: list[Path], bundles: Mapping[str, Path]
+) -> None:
+    assert rows_of(score_files(spark, [files[1]], bundles)) == []
+    assert rows_of(score_files(spark, [], bundles)) == []
+
+
+def test_no_token_passes_through_the_jvm(
+    spark: SparkSession, files: list[Path], bundles: Mapping[str, Path]
+) -> None:
+    plan = score_files(spark, files, bundles)._jdf.queryExecution().executedPlan().toString()
+    assert "MapInArrow" in plan
+    assert "Range" in plan
+    assert "Scan" not in plan
+    assert "Exchange" not in plan
+
+
+def test_a_device_with_a_million_tokens_is_scored(
+    spark: SparkSession, bundles: Mapping[str, Path], tmp_path: Path
+) -> None:
+    apps = [["app-1", "app-2"], ["app-1", "app-2", "app-1", "app-1"] + ["app-7"] * 1_000_000, []]
+    columns = [["a", "b", "c"], [DAY] * 3, pa.array([["pixel"]] * 3), pa.array(apps)]
+    pq.write_table(pa.table(columns, names=["device_id", "day", "model", "apps"]), tmp_path / "t.parquet")
+    scorer = load_bundle(bundles["buyers"])
+    kept = pa.table({"model": pa.array([["pixel"]] * 3), "apps": pa.array([row[:4] for row in apps])})
+    expected = scorer.score(scorer.vocabulary.encode(kept)).tolist()
+    found = rows_of(score_files(spark, [tmp_path / "t.parquet"], {"buyers": bundles["buyers"]}))
+    assert [row["probability"] for row in found] == expected
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_a_worker_tells_its_threads(
+    spark: SparkSession, bundles: Mapping[str, Path], threads: int | None
+) -> None:
+    counts = worker_threads(spark, bundles, threads=threads)
+    assert counts.pop("torch_interop") == 1
+    assert {"arrow", "torch"} <= set(counts)
+    assert set(counts.values()) == {threads or 1}
+
+
 # --- failures --------------------------------------------------------------------------------------
 
 
-def test_a_failure_in_a_worker_fails_the_job_and_says_why(
-    tokens: DataFrame, bundles: Mapping[str, Path], tmp_path: Path
+def test_a_bundle_that_is_missing_is_refused_before_any_row_is_read(
+    spark: SparkSession, tokens: DataFrame, tmp_path: Path
 ) -> None:
-    with pytest.raises(Exception, match="there is no bundle at"):
-        score_devices(tokens.coalesce(1), {"buyers": tmp_path / "nowhere"}).count()
-    with pytest.raises(Exception, match="feature tokens lack fields that the vocabulary has"):
-        score_devices(tokens.coalesce(1).drop("apps"), bundles).count()
+    unreadable = tmp_path / "tokens.parquet"
+    unreadable.write_bytes(b"no Parquet")
+    with pytest.raises(BundleError, match="there is no bundle at"):
+        score_devices(tokens, {"buyers": tmp_path / "nowhere"})
+    with pytest.raises(BundleError, match="there is no bundle at"):
+        score_files(spark, [unreadable], {"buyers": tmp_path / "nowhere"})
+
+
+def test_a_field_that_is_missing_is_refused_before_any_row_is_read(
+    spark: SparkSession, tokens: DataFrame, files: list[Path], bundles: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="the rows to score: there is no column apps"):
+        score_devices(tokens.drop("apps"), bundles)
+    pq.write_table(pq.read_table(files[0]).drop(["apps"]), tmp_path / "less.parquet")
+    with pytest.raises(DataError, match=r"less.parquet: there is no column apps"):
+        score_files(spark, [files[0], tmp_path / "less.parquet"], bundles)
+
+
+def test_a_damaged_row_group_fails_the_job_by_its_name(
+    spark: SparkSession, tokens: DataFrame, bundles: Mapping[str, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.parquet"
+    pq.write_table(tokens.toArrow(), file, row_group_size=20, write_page_checksum=True)
+    predictions = score_files(spark, [file], bundles)
+    alter_last_byte(file, row_group=2, column=3)
+    with pytest.raises(Exception, match=r"row group 2 of .*tokens.parquet cannot be read"):
+        predictions.toArrow()

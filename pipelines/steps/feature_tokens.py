@@ -13,6 +13,20 @@ from pyspark.sql import functions as F
 
 from pipelines.steps.normalize import normalize_values
 from pipelines.steps.project import FieldSpec
+from pipelines.steps.row_groups import ROWS_PER_TASK
+
+PARQUET_OPTIONS = {
+    # What one task scores: small enough to be retried cheaply, large enough that a look-up of its tokens is.
+    "parquet.block.row.count.limit": str(ROWS_PER_TASK),
+    # A chunk whose dictionary stays below the limit holds codes alone: it reads in 0.5 µs a row, against 2.5
+    # to 4.3 as strings, and takes half the space (50,000 packages do not fit into the usual 1 MiB).
+    "parquet.dictionary.page.size": str(8 << 20),
+    # No two rows share an id, so a dictionary of them is given up, after the work of making it.
+    "parquet.enable.dictionary#device_id": "false",
+    # 35 MB where snappy and lz4 take 43, and 0.2 µs a row more to read (400,000 rows of 49 tokens).
+    "compression": "zstd",
+}
+"""How the files are written, so that scoring reads them fast."""
 
 
 def window(as_of: date, window_days: int, first_day: date) -> list[date]:

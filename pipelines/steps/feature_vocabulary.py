@@ -126,29 +126,68 @@ class FieldVocabulary:
         return pa.array(self.tokens, type=pa.string())
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
-        """Turns a list<string> column into ids.
+        """Turns a list column of strings, or of codes into a dictionary of strings, into ids.
 
         A token not in the vocabulary gets UNKNOWN_ID, an empty or null list one MISSING_ID; a list
         longer than `max_length` keeps its first tokens. Null tokens within a list are unknown.
+
+        A call builds a hash table of the whole vocabulary (PyArrow keeps none between calls), so it pays
+        to encode tens of thousands of rows at once.
         """
         if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
-        rows = len(column)
-        lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
-        flat = column.flatten()  # skips null lists, honours slices
-        found = pc.index_in(flat, value_set=self._value_set)
-        ids = np.asarray(pc.fill_null(found, UNKNOWN_ID - RESERVED_IDS), dtype=np.int32) + np.int32(
-            RESERVED_IDS
-        )
-        kept = np.minimum(lengths, self.max_length)
-        out_lengths = np.maximum(kept, 1)
-        offsets = np.zeros(rows + 1, dtype=np.int64)
-        np.cumsum(out_lengths, out=offsets[1:])
-        values = np.full(offsets[-1], MISSING_ID, dtype=np.int32)
-        starts = np.cumsum(lengths) - lengths
-        within = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-        values[np.repeat(offsets[:-1], kept) + within] = ids[np.repeat(starts, kept) + within]
-        return Ragged(values, offsets)
+            column = _one_chunk(column)
+        if column.null_count:
+            column = _without_null_lists(column)
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        ids = self._ids_of(column.values.slice(offsets[0], offsets[-1] - offsets[0]))
+        offsets -= offsets[0]
+        lengths = np.diff(offsets)
+        if len(lengths) and lengths.max() > self.max_length:
+            ids = ids[_is_kept(offsets, lengths, self.max_length)]
+            lengths = np.minimum(lengths, self.max_length)
+            offsets = _offsets_of(lengths)
+        if len(lengths) and lengths.min() == 0:
+            ids = np.insert(ids, offsets[:-1][lengths == 0], MISSING_ID)
+            offsets = _offsets_of(np.maximum(lengths, 1))
+        return Ragged(ids, offsets)
+
+    def _ids_of(self, tokens: pa.Array) -> np.ndarray:
+        """int32, one id per token. Of tokens in a dictionary, only the distinct ones are looked up."""
+        if pa.types.is_dictionary(tokens.type):
+            ids_of_codes = np.append(self._ids_of(tokens.dictionary), np.int32(UNKNOWN_ID))
+            codes = tokens.indices.fill_null(len(tokens.dictionary))
+            return np.take(ids_of_codes, codes.to_numpy())
+        found = pc.index_in(tokens, value_set=self._value_set).fill_null(UNKNOWN_ID - RESERVED_IDS)
+        return found.to_numpy() + np.int32(RESERVED_IDS)  # type: ignore[no-any-return]
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    if not column.num_chunks:
+        return pa.array([], type=column.type)
+    return pa.concat_arrays(column.unify_dictionaries().chunks)
+
+
+def _without_null_lists(column: pa.Array) -> pa.Array:
+    """Null lists become empty ones; what the format lets them hide is left out."""
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+    return pa.ListArray.from_arrays(pa.array(_offsets_of(lengths), pa.int32()), column.flatten())
+
+
+def _offsets_of(lengths: np.ndarray) -> np.ndarray:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _is_kept(offsets: np.ndarray, lengths: np.ndarray, max_length: int) -> np.ndarray:
+    """Which values are among the first `max_length` of their row."""
+    too_long = np.flatnonzero(lengths > max_length)
+    change = np.zeros(offsets[-1] + 1, dtype=np.int8)
+    change[offsets[too_long] + max_length] += 1
+    change[offsets[too_long + 1]] -= 1
+    return np.cumsum(change[:-1], dtype=np.int8) == 0  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

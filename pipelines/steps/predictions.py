@@ -1,6 +1,6 @@
 """Scoring on Spark, in one pass, and its comparison with plain in-process scoring."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import isfinite
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.steps.feature_vocabulary import (
@@ -20,47 +20,164 @@ from pipelines.steps.feature_vocabulary import (
     Vocabulary,
 )
 from pipelines.steps.model_bundle import Scorer, load_bundle
+from pipelines.steps.row_groups import ROWS_PER_TASK, list_row_groups, pack, read_row_group, require_columns
+from pipelines.steps.scoring_threads import count_threads, limit_threads, require_threads
 
 MAX_PARITY_DIFFERENCE = 1e-6
 """Spark's answer and plain PyTorch's may differ by this much at most."""
 
 
+SCORED = "audience string, device_id string, day date, probability float"
+"""Columns of what is scored."""
+PARQUET_OPTIONS = {"parquet.enable.dictionary#device_id": "false"}
+"""How scores are written: no two rows of a day share a device, so a dictionary of them is lost work (8%)."""
+ENCODED_ROWS = 32_768
+"""Rows encoded at once, at least, where Spark hands over the rows: each look-up builds a hash table of the
+vocabulary, and Spark's own batches hold 10,000 rows at most."""
+OUTPUT_ROWS = 32_768
+"""Rows handed to Spark at once, at most: they are copied into its heap."""
+
+
 @lru_cache(maxsize=32)
-def load_bundle_once(directory: Path) -> Scorer:
+def load_bundle_once(directory: Path, threads: int = 1) -> Scorer:
     """A bundle, loaded once per worker process: the directory of a version never changes."""
-    return load_bundle(directory)
+    return load_bundle(directory, threads=threads)
 
 
-def score_devices(feature_tokens: DataFrame, bundles: Mapping[str, Path]) -> DataFrame:
-    """Scores every row for every audience: no shuffle, tokens → ids → probabilities in the worker.
+def score_devices(
+    feature_tokens: DataFrame, bundles: Mapping[str, Path], *, threads: int | None = None
+) -> DataFrame:
+    """Scores every row of any frame for every audience: tokens → ids → probabilities in the worker, no shuffle.
 
     Args:
         feature_tokens: `device_id`, `day` and the fields' tokens.
-        bundles: Audience → directory of its champion's bundle, readable by the executors.
+        bundles: Audience → directory of its champion's bundle, readable by driver and executors.
+        threads: Threads of each task; `spark.task.cpus` where none are named.
 
     Returns:
         `audience`, `device_id`, `day`, `probability` (float32 in [0, 1]); one row per audience and input row.
+
+    Raises:
+        BundleError: A bundle is missing or damaged.
+        DataError: The rows lack a field of a bundle.
     """
-    directories = {audience: str(path) for audience, path in bundles.items()}
+    score = _Score.planned(feature_tokens.sparkSession, bundles, threads)
+    require_columns(feature_tokens.columns, score.columns)
+    columns = feature_tokens.select(*score.columns)  # so that Spark reads no others
 
-    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scorers = {audience: load_bundle_once(Path(path)) for audience, path in directories.items()}
-        for batch in batches:
-            for audience, probabilities in _score_batch(batch, scorers).items():
-                names = pa.array([audience]).take(pa.array(np.zeros(batch.num_rows, dtype=np.int32)))
-                columns = [names, batch.column("device_id"), batch.column("day"), pa.array(probabilities)]
-                yield pa.RecordBatch.from_arrays(
-                    columns, names=["audience", "device_id", "day", "probability"]
+    def score_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return score(_gathered(batches))
+
+    return columns.mapInArrow(score_batches, SCORED)
+
+
+def score_files(
+    spark: SparkSession,
+    files: Sequence[Path],
+    bundles: Mapping[str, Path],
+    *,
+    threads: int | None = None,
+    rows_per_task: int = ROWS_PER_TASK,
+) -> DataFrame:
+    """Scores the rows of Parquet files, which the workers read themselves; equal to `score_devices` of them.
+
+    Spark plans and retries the reading of row groups and writes the result; no token crosses its JVM.
+
+    Args:
+        spark: The session.
+        files: Files of `feature_tokens`, readable by driver and executors.
+        bundles: Audience → directory of its champion's bundle, readable by driver and executors.
+        threads: Threads of each task; `spark.task.cpus` where none are named.
+        rows_per_task: Smaller row groups are read by one task, up to this many rows.
+
+    Raises:
+        BundleError: A bundle is missing or damaged.
+        DataError: A file cannot be read, or lacks a field of a bundle. In the job, wrapped by Spark's own
+            error: a row group cannot be read; the message names it.
+    """
+    score = _Score.planned(spark, bundles, threads)
+    tasks = pack(list_row_groups(files, score.columns), rows_per_task)
+
+    def score_tasks(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        numbers = (number for batch in batches for number in batch.column("id").to_pylist())
+        return score(read_row_group(r, score.columns) for number in numbers for r in tasks[number])
+
+    return spark.range(0, len(tasks), numPartitions=max(1, len(tasks))).mapInArrow(score_tasks, SCORED)
+
+
+def worker_threads(
+    spark: SparkSession, bundles: Mapping[str, Path], *, threads: int | None = None
+) -> dict[str, int]:
+    """Library → threads, counted in a worker that has loaded the bundles; what every task asserts of itself.
+
+    Raises:
+        BundleError: A bundle is missing or damaged. In the job, wrapped by Spark's own error: a library
+            would use more threads than asked for.
+    """
+    score = _Score.planned(spark, bundles, threads)
+
+    def count(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        score.ready()
+        counts = count_threads()
+        yield pa.RecordBatch.from_pydict({"library": list(counts), "threads": list(counts.values())})
+
+    counted = spark.range(0, 1, numPartitions=1).mapInArrow(count, "library string, threads long").toArrow()
+    return dict(zip(*(column.to_pylist() for column in counted.columns), strict=True))
+
+
+@dataclass(frozen=True)
+class _Score:
+    """What each task does to its tables of feature tokens; sent to the workers."""
+
+    bundles: Mapping[str, str]
+    columns: tuple[str, ...]
+    threads: int
+
+    @classmethod
+    def planned(cls, spark: SparkSession, bundles: Mapping[str, Path], threads: int | None) -> "_Score":
+        """Refuses what cannot be scored before any row is read."""
+        if threads is None:
+            threads = int(spark.conf.get("spark.task.cpus", "1") or 1)
+        loaded = [load_bundle_once(Path(path), threads) for path in bundles.values()]
+        fields = dict.fromkeys(field.name for scorer in loaded for field in scorer.vocabulary.fields)
+        return cls({a: str(path) for a, path in bundles.items()}, ("device_id", "day", *fields), threads)
+
+    def ready(self) -> dict[str, Scorer]:
+        """The scorers of each audience, in a worker that uses no more threads than it may."""
+        scorers = {a: load_bundle_once(Path(path), self.threads) for a, path in self.bundles.items()}
+        limit_threads(self.threads)  # of the libraries that the bundles have loaded
+        require_threads(self.threads)
+        return scorers
+
+    def __call__(self, tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+        scorers = self.ready()
+        for table in tables:
+            for audience, probabilities in _score_table(table, scorers).items():
+                audiences = pa.repeat(audience, table.num_rows)
+                scored = pa.table(
+                    [audiences, table.column("device_id"), table.column("day"), pa.array(probabilities)],
+                    names=["audience", "device_id", "day", "probability"],
                 )
+                yield from scored.to_batches(OUTPUT_ROWS)
 
-    return feature_tokens.mapInArrow(score, "audience string, device_id string, day date, probability float")
 
-
-def _score_batch(batch: pa.RecordBatch, scorers: Mapping[str, Scorer]) -> dict[str, np.ndarray]:
+def _score_table(table: pa.Table, scorers: Mapping[str, Scorer]) -> dict[str, np.ndarray]:
     """Encodes once per vocabulary, not once per audience."""
     encoded = {s.vocabulary.hash: s.vocabulary for s in scorers.values()}
-    rows = {key: vocabulary.encode(batch) for key, vocabulary in encoded.items()}
+    rows = {key: vocabulary.encode(table) for key, vocabulary in encoded.items()}
     return {audience: s.score(rows[s.vocabulary.hash]) for audience, s in scorers.items()}
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows of small batches in tables of at least ENCODED_ROWS rows, but for the last."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(b.num_rows for b in waiting) >= ENCODED_ROWS:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 @dataclass(frozen=True)

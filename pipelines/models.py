@@ -1,0 +1,311 @@
+"""Command line: list, describe, promote and roll back the models of the store.
+
+    python -m pipelines.models list [AUDIENCE]
+    python -m pipelines.models describe AUDIENCE [VERSION] [--model MODEL]
+    python -m pipelines.models promote AUDIENCE VERSION [--model MODEL]
+    python -m pipelines.models rollback AUDIENCE [--model MODEL]
+
+It starts no Spark and loads no pipeline, so that it answers in a second or two when a champion misbehaves.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.steps.errors import AudienceFactoryError, BundleError, ConfigError
+from pipelines.steps.model_bundle import read_manifest
+from pipelines.steps.project import load_project
+from resources.model_store import CHAMPION, LogEntry, ModelRecord, ModelStore
+
+EPILOG = """\
+A promotion and a rollback take effect with the next predictions. They last until the next one, or until
+the next training, which chooses a champion anew: turn its schedule off to keep a version. Days that were
+scored before keep the thresholds of the version that scored them. Exit status: 0, or 1 with the reason.
+"""
+UNKNOWN = "–"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what is asked; returns the process's exit status."""
+    options = _parser().parse_args(arguments)
+    store = ModelStore(root=str(options.data_dir / "models"))
+    try:
+        return int(options.act(store, options))
+    except AudienceFactoryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.models",
+        description="List, describe, promote and roll back the models of the store.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where, project, readable = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    where.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("DATA_DIR", "data")),
+        help="directory of lake, models and deliveries (default: $DATA_DIR, else data)",
+    )
+    project.add_argument(
+        "--audiences-dir",
+        type=Path,
+        default=Path(os.environ.get("AUDIENCES_DIR", "audiences")),
+        help="directory of fields.yaml and the audiences, whose segments a champion must have the "
+        "thresholds of (default: $AUDIENCES_DIR, else audiences)",
+    )
+    readable.add_argument("--json", action="store_true", help="print JSON, for other programs")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", default=CHAMPION, help="which of its models (default: %(default)s)")
+    actions = parser.add_subparsers(required=True, metavar="list | describe | promote | rollback")
+
+    listing = actions.add_parser(
+        "list", parents=[where, readable], help="every version of every model, the current one first"
+    )
+    listing.add_argument("audience", nargs="?", help="this audience alone")
+    listing.set_defaults(act=_list)
+
+    describing = actions.add_parser(
+        "describe", parents=[where, model, readable], help="all that is known of a version"
+    )
+    describing.add_argument("audience")
+    describing.add_argument("version", nargs="?", help="in full (default: the current one)")
+    describing.set_defaults(act=_describe)
+
+    promoting = actions.add_parser(
+        "promote",
+        parents=[where, model, project],
+        help="make a named version the champion",
+        description="Makes a version current: one that the model had before or, as champion, one of any "
+        "candidate. It must load, and have the thresholds of the audience's segments.",
+    )
+    promoting.add_argument("audience")
+    promoting.add_argument("version", help="in full")
+    promoting.set_defaults(act=_promote)
+
+    returning = actions.add_parser(
+        "rollback",
+        parents=[where, model, project],
+        help="return to the version that was current before",
+        description='Like "undo": repeated, it goes further back, and it never returns to a version that '
+        "was rolled back from; `promote` does.",
+    )
+    returning.add_argument("audience")
+    returning.set_defaults(act=_rollback)
+    return parser
+
+
+def _list(store: ModelStore, options: argparse.Namespace) -> int:
+    audiences = store.audiences()
+    if options.audience is not None:
+        _require_audience(store, options.audience)
+        audiences = [options.audience]
+    lines = [
+        _line(store, entry, current=place == 0)
+        for audience in audiences
+        for model in store.models(audience)
+        for place, entry in enumerate(store.versions_of(audience, model))
+    ]
+    if options.json:
+        print(json.dumps(lines, indent=1))
+        return 0
+    if not lines:
+        print(f"no model in {store.root}: run the training job, or name another --data-dir")
+        return 0
+    titles = ["audience", "model", "version", "", "recorded (UTC)", "why", "engine", "validation AUC"]
+    _print_columns([titles, *[_cells(line) for line in lines]])
+    for line in lines:
+        if line["problem"]:
+            print(f"! {line['audience']} {line['model']} {line['version']}: {line['problem']}")
+    return 0
+
+
+def _line(store: ModelStore, entry: LogEntry, *, current: bool) -> dict[str, Any]:
+    record, engine, problem = entry.record, None, None
+    try:
+        engine = read_manifest(store.bundle(record)).engine
+    except BundleError as error:  # one that is gone must not hide the others
+        problem = error.what
+    metrics = record.properties.get("metrics", {})
+    return {
+        **_identity(record),
+        "current": current,
+        "recorded_at": entry.recorded_at.isoformat(timespec="seconds"),
+        "reason": entry.reason,
+        "engine": engine,
+        "validation_auc": metrics.get("validation", {}).get("auc"),
+        "problem": problem,
+    }
+
+
+def _cells(line: Mapping[str, Any]) -> list[str]:
+    auc, candidate = line["validation_auc"], line["candidate"]
+    return [
+        line["audience"],
+        line["model"] if candidate == line["model"] else f"{line['model']} ({candidate})",
+        line["version"],
+        "current" if line["current"] else "",
+        _shown_time(line["recorded_at"]),
+        line["reason"],
+        line["engine"] or UNKNOWN,
+        UNKNOWN if auc is None else f"{auc:.4f}",
+    ]
+
+
+def _describe(store: ModelStore, options: argparse.Namespace) -> int:
+    record = store.find(options.audience, options.model, options.version)
+    versions = store.versions_of(record.audience, record.model)
+    [entry] = [each for each in versions if each.record.version == record.version]
+    stored = store.describe(record)
+    intact = stored.content_hash == record.version
+    described: dict[str, Any] = {
+        **_identity(record),
+        "current": entry is versions[0],
+        "recorded_at": entry.recorded_at.isoformat(timespec="seconds"),
+        "reason": entry.reason,
+        **asdict(stored.manifest),
+        "properties": dict(record.properties),
+        "path": str(stored.path),
+        "files": stored.files,
+        "bytes": stored.bytes,
+        "content_hash": stored.content_hash,
+        "intact": intact,
+    }
+    if options.json:
+        print(json.dumps(described, indent=1))
+    else:
+        _print_columns([[f"{title}:", text] for title, text in _texts(described)])
+    return 0 if intact else 1
+
+
+def _texts(described: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a person reads of a description: title and text."""
+    properties = described["properties"]
+    metrics = {f"{split} metrics": _pairs(values) for split, values in described["metrics"].items()}
+    said = {*described, "model", "metrics", "thresholds", "as_of_days"}
+    others = {name: _pairs(value) for name, value in properties.items() if name not in said}
+    texts = {
+        "audience": described["audience"],
+        "model": described["model"],
+        "candidate": described["candidate"],
+        "version": described["version"] + (", current" if described["current"] else ", not current"),
+        "recorded": f"{_shown_time(described['recorded_at'])} UTC, {described['reason']}",
+        "engine": described["engine"],
+        "architecture": _pairs(described["architecture"]),
+        "fields": "; ".join(
+            f"{field['name']}: {field['vocabulary_size']:,} ids, {field['max_length']:,} a row at most"
+            for field in described["fields"]
+        ),
+        "vocabulary hash": described["vocabulary_hash"],
+        "training days": ", ".join(described["training_days"]),
+        "code version": described["code_version"],
+        **metrics,
+        "thresholds": _pairs(properties.get("thresholds", {})) or "none",
+        **others,
+        "size": f"{described['bytes']:,} bytes in {described['files']} files",
+        "path": described["path"],
+        "weights sha256": described["weights_sha256"],
+        "integrity": "intact: weights, manifest and vocabulary have the hash that names the version"
+        if described["intact"]
+        else f"DAMAGED: the content has hash {described['content_hash']}; restore it, or train again",
+    }
+    return list(texts.items())
+
+
+def _promote(store: ModelStore, options: argparse.Namespace) -> int:
+    before = store.versions_of(options.audience, options.model)[:1]
+    record = store.promote(
+        options.audience, options.version, model=options.model, by_precision=_by_precision(store, options)
+    )
+    if before and before[0].record.version == record.version:
+        print(f"{_named(record)} is current already; nothing changed")
+    else:
+        print(f"{_named(record)} is current now; before: {_version(before)}")
+    return 0
+
+
+def _rollback(store: ModelStore, options: argparse.Namespace) -> int:
+    before = store.versions_of(options.audience, options.model)[:1]
+    record = store.rollback(options.audience, model=options.model, by_precision=_by_precision(store, options))
+    print(f"{_named(record)} is current again; before: {_version(before)}")
+    return 0
+
+
+def _by_precision(store: ModelStore, options: argparse.Namespace) -> list[str]:
+    """The segments that cut at a threshold, of which a champion must have one for each."""
+    _require_audience(store, options.audience)
+    if options.model != CHAMPION:
+        return []
+    audiences = {audience.name: audience for audience in load_project(options.audiences_dir).audiences}
+    if options.audience not in audiences:
+        raise ConfigError(
+            f"{options.audiences_dir} has no audience {options.audience}, whose segments a champion must fit",
+            found=", ".join(audiences),
+            expected=options.audience,
+            remedy="name the directory of its file with --audiences-dir",
+        )
+    segments = audiences[options.audience].segments
+    return [segment.name for segment in segments if segment.min_precision is not None]
+
+
+def _require_audience(store: ModelStore, audience: str) -> None:
+    if audience not in store.audiences():
+        raise BundleError(
+            f"there is no audience {audience} in {store.root}",
+            found=", ".join(store.audiences()) or "no model at all",
+            expected=audience,
+            remedy="name one that there is or another --data-dir, or run the training job first",
+        )
+
+
+def _identity(record: ModelRecord) -> dict[str, str]:
+    return {
+        "audience": record.audience,
+        "model": record.model,
+        "candidate": record.properties.get("model", record.model),
+        "version": record.version,
+    }
+
+
+def _named(record: ModelRecord) -> str:
+    candidate = record.properties.get("model", record.model)
+    kind = "" if candidate == record.model else f" ({candidate})"
+    return f"{record.model} of {record.audience}: {record.version}{kind}"
+
+
+def _version(before: Sequence[LogEntry]) -> str:
+    return before[0].record.version if before else "none"
+
+
+def _shown_time(moment: str) -> str:
+    return moment[:19].replace("T", " ")
+
+
+def _pairs(value: object) -> str:
+    """One line of a scalar, a list or a mapping."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_pairs(each)}" for name, each in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_pairs, value)) + "]"
+    return "none" if value is None else str(value)
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
