@@ -6,7 +6,6 @@ import dagster as dg
 import pandas as pd
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.model_bundle import load_bundle
 from pipelines.steps.predictions import (
     MAX_PARITY_DIFFERENCE,
     PARQUET_OPTIONS,
@@ -18,7 +17,7 @@ from pipelines.steps.predictions import (
 from pipelines.steps.project import Audience, Project
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake, describe
-from resources.model_store import ModelRecord, ModelStore
+from resources.model_store import ModelStore
 from resources.spark import Spark
 
 PARITY_DEVICES = 2_000
@@ -138,7 +137,7 @@ def _prediction_checks(audience: Audience) -> dg.AssetChecksDefinition:
         version = lake.partition("predictions", keys_of(days, audience.name)[-1]).properties["bundles"][
             audience.name
         ]
-        scorer = load_bundle(models.bundle(ModelRecord(audience.name, "champion", version)))
+        scorer = models.load(audience.name, version=version)
         tokens = lake.read(spark.session, "feature_tokens", keys_of(days))
         parity = compare_with_local(
             sample_scored(rows, tokens, int(counts["devices"].sum()), PARITY_DEVICES), scorer

@@ -13,8 +13,8 @@ from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_
 from pipelines.steps.project import Audience
 from pipelines.steps.segments import select_segments
 from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake, Partition, describe
-from resources.model_store import ModelRecord, ModelStore
+from resources.lake import Lake, describe
+from resources.model_store import ModelStore
 from resources.spark import Spark
 
 ROW_CHECKS = [
@@ -70,7 +70,12 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
     ) -> dg.MaterializeResult[None]:
         """The devices of each segment that the audience's file asks for."""
         keys = keys_of(days_of(context), audience.name)
-        champions = {key: _scored_by(audience, models, lake.partition("predictions", key)) for key in keys}
+        # The bundle that made the predictions, be it the champion still or not.
+        scored_by = {key: lake.partition("predictions", key).properties["bundles"] for key in keys}
+        champions = {
+            key: models.find(audience.name, version=bundles[audience.name])
+            for key, bundles in scored_by.items()
+        }
         parts = [
             select_segments(
                 lake.read(spark.session, "predictions", [key]),
@@ -109,15 +114,6 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         yield from evaluate(key, SIZE_CHECKS, sizes.assign(devices_left_out=scored - sizes["devices"]))
 
     return [segments, segment_checks]
-
-
-def _scored_by(audience: Audience, models: ModelStore, predictions: Partition) -> ModelRecord:
-    """What is known of the bundle that made the predictions, be it the champion still or not."""
-    version = predictions.properties["bundles"][audience.name]
-    champion = models.current(audience.name, "champion")
-    if champion.version == version:
-        return champion
-    return models.former(ModelRecord(audience.name, "champion", version))
 
 
 def _sizes(audience: Audience, rows: DataFrame) -> pd.DataFrame:

@@ -143,22 +143,6 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         return self._newest(audience, model).record
 
-    def former(self, record: ModelRecord) -> ModelRecord:
-        """What was last recorded of one version, current or not.
-
-        Raises:
-            BundleError: The model never had this version.
-        """
-        for entry in self.history(record.audience, record.model):
-            if entry.record.version == record.version:
-                return entry.record
-        raise BundleError(
-            f"nothing is recorded of {record.model} {record.version} of {record.audience}",
-            found=self._all_versions(record.audience),
-            expected=record.version,
-            remedy="name one of these in full, with its model; a day that another one scored, score again",
-        )
-
     def find(self, audience: str, model: str = CHAMPION, version: str | None = None) -> ModelRecord:
         """What is known of a version of a model; of the current one where none is named.
 
@@ -166,7 +150,17 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             BundleError: No such audience, model or version; says which there are.
         """
         current = self.current(audience, model)
-        return current if version is None else self.former(replace(current, version=version))
+        if version is None:
+            return current
+        for entry in self.history(audience, model):
+            if entry.record.version == version:
+                return entry.record
+        raise BundleError(
+            f"nothing is recorded of {model} {version} of {audience}",
+            found=self._all_versions(audience),
+            expected=version,
+            remedy="name one of these in full, with its model; a day that another one scored, score again",
+        )
 
     # --- bundles ----------------------------------------------------------------------------------
 

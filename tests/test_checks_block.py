@@ -192,8 +192,6 @@ def recorded(name: str, model: str, corrupt: Callable[[ModelStore, ModelRecord],
 
 def metric_is(value: float, metric: str = "auc") -> Callable[[ModelStore, ModelRecord], ModelRecord]:
     def corrupt(_: ModelStore, record: ModelRecord) -> ModelRecord:
-        if "metrics" not in record.properties:  # `add` records the bundle first, its metrics after
-            return record
         metrics = record.properties["metrics"]
         spoiled = metrics | {"validation": metrics["validation"] | {metric: value}}
         return replace(record, properties={**record.properties, "metrics": spoiled})

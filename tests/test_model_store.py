@@ -81,7 +81,7 @@ def test_a_better_model_takes_over_and_the_former_one_stays(store: ModelStore) -
     first = store.add("buyers", "dnn", bundle(0.0, auc=0.7))
     second = store.add("buyers", "dnn", bundle(1.0, auc=0.8))
     assert store.current("buyers", "dnn") == second
-    assert store.former(ModelRecord("buyers", "dnn", first.version)) == first
+    assert store.find("buyers", "dnn", first.version) == first
     assert store.versions("buyers") == sorted([first.version, second.version])
     assert store.bundle(first).is_dir()
 
@@ -96,7 +96,7 @@ def test_a_version_may_serve_again(store: ModelStore) -> None:
 def test_recording_again_changes_what_is_known_of_a_version(store: ModelStore) -> None:
     added = store.add("buyers", "dnn", bundle(0.0))
     measured = store.record(ModelRecord("buyers", "dnn", added.version, {"auc": 0.7}))
-    assert store.current("buyers", "dnn") == store.former(added) == measured
+    assert store.current("buyers", "dnn") == store.find("buyers", "dnn", added.version) == measured
 
 
 def test_audiences_and_models_are_kept_apart(store: ModelStore) -> None:
@@ -142,11 +142,11 @@ def test_an_audience_without_the_model_is_an_error(store: ModelStore) -> None:
 def test_a_version_never_recorded_is_an_error(store: ModelStore) -> None:
     added = store.add("buyers", "dnn", bundle(0.0))
     with pytest.raises(BundleError) as raised:
-        store.former(ModelRecord("buyers", "champion", added.version))
+        store.find("buyers", "dnn", "0" * 16)
     assert str(raised.value) == (
-        f"nothing is recorded of champion {added.version} of buyers\n"
+        f"nothing is recorded of dnn {'0' * 16} of buyers\n"
         f"  found:    dnn: {added.version}\n"
-        f"  expected: {added.version}\n"
+        f"  expected: {'0' * 16}\n"
         "  remedy:   name one of these in full, with its model; a day that another one scored, score again"
     )
 

@@ -156,7 +156,7 @@ class FieldVocabulary:
         if pa.types.is_dictionary(tokens.type):
             ids_of_codes = np.append(self._ids_of(tokens.dictionary), np.int32(UNKNOWN_ID))
             codes = tokens.indices.fill_null(len(tokens.dictionary))
-            return np.take(ids_of_codes, codes.to_numpy())
+            return np.take(ids_of_codes, np.asarray(codes))
         found = pc.index_in(tokens, value_set=self._value_set).fill_null(UNKNOWN_ID - RESERVED_IDS)
         return found.to_numpy() + np.int32(RESERVED_IDS)  # type: ignore[no-any-return]
 
