@@ -83,7 +83,7 @@ def test_executors_import_nothing_above_the_steps(executor: dict[str, Any]) -> N
 
 
 def test_executors_import_no_engine_before_a_bundle_asks_for_it(executor: dict[str, Any]) -> None:
-    assert {"torch", "xgboost", "sklearn"}.isdisjoint(executor["all"])
+    assert {"torch", "xgboost", "sklearn", "onnxruntime"}.isdisjoint(executor["all"])
 
 
 def test_a_bundle_needs_no_spark(executor: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """A model as a directory: how it is written, checked, loaded and asked for probabilities.
 
 A bundle holds `bundle.json`, one weights file and `vocabulary.json`; it scores on a machine that has
-only it and `pipelines.steps`. Spark executors import this module, so it loads torch or xgboost only
-once a bundle of that engine is loaded.
+only it and `pipelines.steps`. Spark executors import this module, so it loads torch, xgboost or
+onnxruntime only once a bundle of that engine is loaded.
 """
 
 import hashlib
@@ -123,7 +123,7 @@ def write_bundle(
     manifest = BundleManifest(
         engine=model.engine,
         architecture=model.architecture,
-        fields=_fields_of(vocabulary),
+        fields=fields_of(vocabulary),
         vocabulary_hash=vocabulary.hash,
         training_days=tuple(training_days),
         code_version=code_version,
@@ -221,11 +221,11 @@ def load_bundle(directory: Path, *, expected_vocabulary_hash: str | None = None,
     weights = directory / engine.weights_file
     _require_files(directory, [VOCABULARY_FILE, weights.name])
     vocabulary = Vocabulary.load(directory / VOCABULARY_FILE, expected_hash=manifest.vocabulary_hash)
-    if manifest.fields != _fields_of(vocabulary):
+    if manifest.fields != fields_of(vocabulary):
         raise BundleError(
             f"bundle {directory} names other fields than its vocabulary",
             found=manifest.fields,
-            expected=_fields_of(vocabulary),
+            expected=fields_of(vocabulary),
             remedy="restore the bundle, or train again",
         )
     weights_hash = _sha256(weights)
@@ -260,13 +260,13 @@ class TorchScorer:
 
         from pipelines.steps.dnn_model import to_tensors, torch_threads
 
-        count = _check_rows(rows, self.manifest)
+        count = check_rows(rows, self.manifest)
         fields = [field.name for field in self.manifest.fields]
         probabilities = np.empty(count, dtype=np.float32)
         with torch.inference_mode(), torch_threads(self._threads):
             for start in range(0, count, SCORE_BATCH_ROWS):
                 stop = min(start + SCORE_BATCH_ROWS, count)
-                batch = {name: _full_batch(rows[name].slice(start, stop)) for name in fields}
+                batch = {name: full_batch(rows[name].slice(start, stop)) for name in fields}
                 logits = self._network(to_tensors(batch, fields))
                 probabilities[start:stop] = torch.sigmoid(logits).numpy()[: stop - start]
         return probabilities
@@ -284,7 +284,7 @@ class XGBoostScorer:
         """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
         from pipelines.steps.training_rows import multi_hot
 
-        count = _check_rows(rows, self.manifest)
+        count = check_rows(rows, self.manifest)
         if not count:
             return np.empty(0, dtype=np.float32)
         # not Vocabulary.sizes: the manifest's fields are what the columns were numbered by
@@ -361,6 +361,17 @@ XGBOOST_ARCHITECTURES = ("boosted_trees",)
 """The trees carry their own shape, so there is nothing to build."""
 
 
+def _load_onnx(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
+    from pipelines.steps.onnx_model import load_onnx
+
+    _architecture_name(ONNX_ARCHITECTURES, weights, manifest)
+    return load_onnx(weights, manifest, vocabulary, threads)
+
+
+ONNX_ARCHITECTURES = ("graph",)
+"""The graph carries the model; the architecture says how ids are handed to it."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """What can score a bundle.
@@ -377,6 +388,7 @@ class Engine:
 ENGINES: Mapping[str, Engine] = {
     "torch": Engine("weights.safetensors", _load_torch),
     "xgboost": Engine("model.ubj", _load_xgboost),
+    "onnx": Engine("model.onnx", _load_onnx),
 }
 
 
@@ -403,7 +415,7 @@ def _architecture_name(known: Collection[str], weights: Path, manifest: BundleMa
     return str(name)
 
 
-def _check_rows(rows: EncodedRows, manifest: BundleManifest) -> int:
+def check_rows(rows: EncodedRows, manifest: BundleManifest) -> int:
     """The number of rows; refuses rows that this model's vocabulary cannot have encoded."""
     missing = [field.name for field in manifest.fields if field.name not in rows]
     if missing:
@@ -422,7 +434,14 @@ def _check_rows(rows: EncodedRows, manifest: BundleManifest) -> int:
             remedy="encode all fields from one batch",
         )
     for field in manifest.fields:
-        ids = rows[field.name].values
+        ids, offsets = rows[field.name].values, rows[field.name].offsets
+        if offsets[0] != 0 or offsets[-1] != len(ids):
+            raise BundleError(
+                f"the offsets of field {field.name!r} of the rows to score do not cover its ids",
+                found=f"offsets from {offsets[0]} to {offsets[-1]} for {len(ids)} ids",
+                expected=f"offsets from 0 to {len(ids)}",
+                remedy="build the rows with Vocabulary.encode, Ragged.slice or Ragged.take",
+            )
         if len(ids) and not 0 <= ids.min() <= ids.max() < field.vocabulary_size:
             raise BundleError(
                 f"field {field.name!r} of the rows to score holds ids outside the model's vocabulary",
@@ -433,7 +452,7 @@ def _check_rows(rows: EncodedRows, manifest: BundleManifest) -> int:
     return next(iter(counts.values()))
 
 
-def _full_batch(bag: Ragged) -> Ragged:
+def full_batch(bag: Ragged) -> Ragged:
     """The bag with rows of one MISSING id appended, up to SCORE_BATCH_ROWS."""
     short = SCORE_BATCH_ROWS - bag.rows
     if not short:
@@ -443,7 +462,8 @@ def _full_batch(bag: Ragged) -> Ragged:
     return Ragged(values, offsets)
 
 
-def _fields_of(vocabulary: Vocabulary) -> tuple[BundleField, ...]:
+def fields_of(vocabulary: Vocabulary) -> tuple[BundleField, ...]:
+    """A vocabulary's fields as a model knows them."""
     return tuple(BundleField(f.name, f.size, f.max_length) for f in vocabulary.fields)
 
 

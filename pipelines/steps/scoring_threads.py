@@ -1,6 +1,7 @@
 """Threads of the libraries that score: as many per task as Spark counts CPUs for it, not one per core.
 
-DJL's `num_threads` and `num_interop_threads` are `threads` and INTEROP_THREADS here.
+DJL's `num_threads` and `num_interop_threads` are `threads` and INTEROP_THREADS here. XGBoost and ONNX Runtime
+take theirs when a bundle is loaded, and do not tell; the others are limited and counted here.
 """
 
 import sys

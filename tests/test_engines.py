@@ -1,0 +1,383 @@
+"""Every engine keeps the same promises: exact, the same in any company, and never about other rows.
+
+One suite over every engine and architecture that a bundle may be of. A new one is added to `BUNDLES`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import safetensors.torch
+import torch
+import xgboost
+from skl2onnx import to_onnx
+from skl2onnx.common.data_types import FloatTensorType
+from sklearn.linear_model import LogisticRegression
+
+from pipelines.steps.dnn_model import AudienceNet, Pooling
+from pipelines.steps.errors import BundleError
+from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.logistic_model import LogisticNet
+from pipelines.steps.model_bundle import (
+    ENGINES,
+    ONNX_ARCHITECTURES,
+    SCORE_BATCH_ROWS,
+    TORCH_ARCHITECTURES,
+    XGBOOST_ARCHITECTURES,
+    Scorer,
+    TrainedModel,
+    load_bundle,
+    write_bundle,
+)
+from pipelines.steps.onnx_model import InputForm, OnnxModel, export_onnx
+from pipelines.steps.training_rows import multi_hot
+from pipelines.steps.xgboost_model import TrainedXGBoost, XGBoostConfig
+from tests.test_onnx_model import graph, literal
+
+APPS = tuple(f"app-{number}" for number in range(60))
+VOCABULARY = Vocabulary(
+    (
+        FieldVocabulary("apps", 20, APPS),
+        FieldVocabulary("model", 1, ("pixel", "nokia")),
+        FieldVocabulary("campaigns", 3, tuple(f"campaign-{number}" for number in range(9))),
+    )
+)
+SIZES = VOCABULARY.sizes
+ROWS = 2 * SCORE_BATCH_ROWS + 300
+
+Exact = Callable[[EncodedRows], np.ndarray]
+"""Rows → their probabilities, computed apart from every engine."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A torch network, untrained: what its weights are does not matter, that they vary does."""
+
+    architecture: dict[str, object]
+    state: Mapping[str, torch.Tensor]
+
+    engine = "torch"
+
+    def weights(self) -> bytes:
+        return safetensors.torch.save(dict(self.state))
+
+
+# --- rows ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens() -> pa.Table:
+    """Bags that are null, empty, unknown, repeated and too long, alone and together; then ordinary ones."""
+    strange = [
+        (None, None, None),
+        ([], [], []),
+        (["unheard-of"], ["unheard-of"], ["unheard-of"]),
+        (["app-3"] * 7, ["nokia"], ["campaign-1"] * 3),
+        (list(APPS), ["pixel", "nokia"], ["campaign-1"] * 8),
+        ([None, "app-3", None], [None], []),
+        (["unheard-of", "app-3"], ["pixel"], None),
+    ]
+    random = np.random.default_rng(0)
+    ordinary = [
+        (
+            [f"app-{number}" for number in random.integers(0, 66, size=random.integers(0, 25))],
+            [["pixel"], ["nokia"], []][random.integers(0, 3)],
+            [f"campaign-{number}" for number in random.integers(0, 9, size=random.integers(0, 4))],
+        )
+        for _ in range(ROWS - len(strange))
+    ]
+    strings = pa.list_(pa.string())
+    columns = zip(*strange, *ordinary, strict=True)
+    return pa.table([pa.array(column, strings) for column in columns], names=list(SIZES))
+
+
+@pytest.fixture(scope="module")
+def rows(tokens: pa.Table) -> EncodedRows:
+    return VOCABULARY.encode(tokens)
+
+
+def taken(rows: EncodedRows, places: np.ndarray) -> EncodedRows:
+    return {name: bag.take(places) for name, bag in rows.items()}
+
+
+# --- engines, and what they ought to answer ----------------------------------------------------------
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def bags_of(bag: Ragged) -> list[np.ndarray]:
+    return [bag.values[start:stop] for start, stop in pairwise(bag.offsets)]
+
+
+def in_double(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy().astype(np.float64) for name, tensor in state.items()}
+
+
+@cache
+def audience_net(pooling: Pooling) -> tuple[Network, Exact]:
+    torch.manual_seed(1)
+    parameters: dict[str, Any] = {"embedding_dim": 32, "hidden": [256, 128], "pooling": pooling}
+    network = AudienceNet(list(SIZES.values()), embedding_init_sd=5.0, **parameters)
+    model = Network({"name": "audience_net", **parameters}, network.state_dict())
+    weights = in_double(model.state)
+    layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("feed_forward")})
+
+    def exact(rows: EncodedRows) -> np.ndarray:
+        pooled = []
+        for place, bag in enumerate(rows.values()):
+            sums = np.stack([weights[f"embeddings.{place}"][ids].sum(axis=0) for ids in bags_of(bag)])
+            lengths = bag.lengths[:, np.newaxis].astype(np.float64)
+            pooled.append(sums / (np.sqrt(lengths) if pooling == "sqrt_n" else lengths))
+        values = np.concatenate(pooled, axis=1)
+        for layer in layers:
+            values = np.maximum(values, 0) if layer != layers[0] else values
+            values = (
+                values @ weights[f"feed_forward.{layer}.weight"].T + weights[f"feed_forward.{layer}.bias"]
+            )
+        return sigmoid(values[:, 0])
+
+    return model, exact
+
+
+@cache
+def logistic() -> tuple[Network, Exact]:
+    torch.manual_seed(2)
+    network = LogisticNet(list(SIZES.values()))
+    state = {name: torch.randn_like(value) * 0.5 for name, value in network.state_dict().items()}
+    weights = in_double(state)
+
+    def exact(rows: EncodedRows) -> np.ndarray:
+        sums = [
+            [weights[f"weights.{place}"][ids, 0].sum() for ids in bags_of(bag)]
+            for place, bag in enumerate(rows.values())
+        ]
+        return sigmoid(np.sum(sums, axis=0) + weights["bias"])
+
+    return Network({"name": "logistic"}, state), exact
+
+
+def some_labels(rows: EncodedRows) -> np.ndarray:
+    """Whether an even number of tokens is of the first half: nothing that a model would get wholly right."""
+    return np.asarray([(ids < 30).sum() % 2 for ids in bags_of(rows["apps"])])
+
+
+def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
+    matrix = xgboost.DMatrix(multi_hot(rows, SIZES), label=some_labels(rows))
+    booster = xgboost.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1}, matrix, 20)
+    trees = [json.loads(tree) for tree in booster.get_dump(dump_format="json")]
+    learner = json.loads(booster.save_config())["learner"]
+    share = float(learner["learner_model_param"]["base_score"].strip("[]"))
+
+    def leaf(node: Mapping[str, Any], row: np.ndarray) -> float:
+        while "leaf" not in node:
+            count = row[int(node["split"].removeprefix("f"))]
+            way = "missing" if count == 0 else "yes" if count < node["split_condition"] else "no"
+            node = next(child for child in node["children"] if child["nodeid"] == node[way])
+        return float(node["leaf"])
+
+    def exact(rows: EncodedRows) -> np.ndarray:
+        counts = multi_hot(rows, SIZES).toarray()
+        logits = [sum(leaf(tree, row) for tree in trees) for row in counts]
+        return sigmoid(np.asarray(logits) + np.log(share / (1 - share)))
+
+    return TrainedXGBoost(booster, XGBoostConfig(), (), len(trees)), exact
+
+
+def of_scikit_learn(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
+    model = LogisticRegression(max_iter=1_000).fit(multi_hot(rows, SIZES), some_labels(rows))
+    counts = [("counts", FloatTensorType([None, sum(SIZES.values())]))]
+    converted = to_onnx(model, initial_types=counts, options={id(model): {"zipmap": False}})
+
+    def exact(rows: EncodedRows) -> np.ndarray:
+        return np.asarray(model.predict_proba(multi_hot(rows, SIZES).astype(np.float64))[:, 1])
+
+    return OnnxModel(converted.SerializeToString(), VOCABULARY, inputs="multi_hot"), exact
+
+
+def of_padded_ids() -> tuple[TrainedModel, Exact]:
+    """A weight per id, and none for MISSING_ID, which pads: as Keras does with mask_zero."""
+    random = np.random.default_rng(3)
+    weights = {
+        name: np.append(0, random.normal(size=size - 1)).astype(np.float32) for name, size in SIZES.items()
+    }
+    inputs = ", ".join(f"int64[rows, {field.max_length}] {field.name}" for field in VOCABULARY.fields)
+    constants = ", ".join(literal(f"{name}_weights", values) for name, values in weights.items())
+    looked_up = " ".join(f"{name}_found = Gather ({name}_weights, {name})" for name in SIZES)
+    content = graph(
+        f"padded ({inputs}) => (float[rows] logit) <{constants}, int64[1] one = {{1}}> {{ {looked_up}"
+        f" all = Concat <axis = 1> ({', '.join(f'{name}_found' for name in SIZES)})"
+        " logit = ReduceSum <keepdims = 0> (all, one) }"
+    )
+
+    def exact(rows: EncodedRows) -> np.ndarray:
+        sums = [
+            [weights[name][ids].astype(np.float64).sum() for ids in bags_of(bag)]
+            for name, bag in rows.items()
+        ]
+        return sigmoid(np.sum(sums, axis=0))
+
+    return OnnxModel(content, VOCABULARY, inputs="padded_ids", output_is="logit"), exact
+
+
+BUNDLES: Mapping[str, Callable[[EncodedRows], tuple[TrainedModel, Exact]]] = {
+    "torch audience_net, mean": lambda rows: audience_net("mean"),
+    "torch audience_net, sqrt_n": lambda rows: audience_net("sqrt_n"),
+    "torch logistic": lambda rows: logistic(),
+    "xgboost boosted_trees": boosted_trees,
+    "onnx from scikit-learn, multi_hot": of_scikit_learn,
+    "onnx from a graph by hand, padded_ids": lambda rows: of_padded_ids(),
+    "onnx from audience_net, mean": lambda rows: exported(audience_net("mean")),
+    "onnx from audience_net, sqrt_n": lambda rows: exported(audience_net("sqrt_n")),
+    "onnx from logistic": lambda rows: exported(logistic()),
+}
+
+
+def exported(network: tuple[Network, Exact]) -> tuple[TrainedModel, Exact]:
+    model, exact = network
+    with TemporaryDirectory() as directory:
+        return export_onnx(written(Path(directory) / "torch", model)), exact
+
+
+def written(directory: Path, model: TrainedModel) -> Path:
+    write_bundle(directory, model, VOCABULARY, training_days=[], code_version="test", metrics={})
+    return directory
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded bundle, what it answers to all rows at once, and what it ought to."""
+
+    scorer: Scorer
+    whole: np.ndarray
+    exact: np.ndarray
+
+
+@pytest.fixture(scope="module", params=list(BUNDLES))
+def engine(
+    request: pytest.FixtureRequest, rows: EncodedRows, tmp_path_factory: pytest.TempPathFactory
+) -> Engine:
+    model, exact = BUNDLES[request.param](rows)
+    scorer = load_bundle(written(tmp_path_factory.mktemp("engine") / "bundle", model))
+    return Engine(scorer, scorer.score(rows), exact(rows))
+
+
+def test_every_engine_and_architecture_is_here(rows: EncodedRows) -> None:
+    models = [build(rows)[0] for build in BUNDLES.values()]
+    assert {(model.engine, model.architecture["name"]) for model in models} == (
+        {("torch", name) for name in TORCH_ARCHITECTURES}
+        | {("xgboost", name) for name in XGBOOST_ARCHITECTURES}
+        | {("onnx", name) for name in ONNX_ARCHITECTURES}
+    )
+    assert {model.engine for model in models} == set(ENGINES)
+    assert {model.architecture.get("inputs") for model in models} - {None} == set(get_args(InputForm))
+
+
+# --- promises ----------------------------------------------------------------------------------------
+
+
+def test_scores_are_probabilities(engine: Engine) -> None:
+    assert engine.whole.dtype == np.float32
+    assert engine.whole.shape == (ROWS,)
+    assert engine.whole.min() >= 0
+    assert engine.whole.max() <= 1
+    assert len(np.unique(engine.whole)) > 100  # else the other tests would say little
+    assert engine.whole.std() > 0.02
+
+
+def test_scores_are_those_of_double_precision(engine: Engine) -> None:
+    np.testing.assert_allclose(engine.whole, engine.exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("chunk_rows", "stop"),
+    # a chunk costs a whole batch, so of small ones there are few
+    [(1, 40), (7, 210), (1_000, ROWS), (SCORE_BATCH_ROWS, ROWS), (SCORE_BATCH_ROWS + 1, ROWS)],
+)
+def test_chunks_change_no_bit(engine: Engine, rows: EncodedRows, chunk_rows: int, stop: int) -> None:
+    places = np.arange(stop)
+    chunks = [places[start : start + chunk_rows] for start in range(0, stop, chunk_rows)]
+    scores = [engine.scorer.score(taken(rows, chunk)) for chunk in chunks]
+    np.testing.assert_array_equal(np.concatenate(scores), engine.whole[:stop])
+
+
+def test_neither_does_the_order_of_rows(engine: Engine, rows: EncodedRows) -> None:
+    order = np.random.default_rng(4).permutation(ROWS)
+    np.testing.assert_array_equal(engine.scorer.score(taken(rows, order)), engine.whole[order])
+
+
+def test_nor_a_slice_of_a_larger_batch(engine: Engine, rows: EncodedRows) -> None:
+    """Whose ids are a view with offsets rebased."""
+    middle = {name: bag.slice(900, 1_100) for name, bag in rows.items()}
+    np.testing.assert_array_equal(engine.scorer.score(middle), engine.whole[900:1_100])
+
+
+def test_threads_change_no_score(
+    engine: Engine, rows: EncodedRows, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model, _ = BUNDLES[request.node.callspec.params["engine"]](rows)
+    scorer = load_bundle(written(tmp_path / "bundle", model), threads=2)
+    np.testing.assert_allclose(scorer.score(rows), engine.whole, rtol=0, atol=1e-6)
+
+
+def test_no_rows_give_no_scores(engine: Engine, rows: EncodedRows) -> None:
+    scores = engine.scorer.score(taken(rows, np.arange(0)))
+    assert scores.dtype == np.float32
+    assert scores.shape == (0,)
+
+
+def score_of(engine: Engine, *bags: Sequence[str] | None) -> float:
+    columns = [pa.array([bag], pa.list_(pa.string())) for bag in bags]
+    tokens = pa.table(columns, names=list(SIZES))
+    return float(engine.scorer.score(engine.scorer.vocabulary.encode(tokens))[0])
+
+
+def test_bags_mean_what_they_hold(engine: Engine) -> None:
+    usual = score_of(engine, ["app-3", "app-4"], ["nokia"], ["campaign-1"])
+    assert score_of(engine, None, ["nokia"], None) == score_of(engine, [], ["nokia"], [])
+    assert score_of(engine, ["app-3", "app-4"], ["nokia", "pixel"], ["campaign-1"]) == usual  # truncated
+    unknown = score_of(engine, ["app-3", "unheard-of"], ["nokia"], ["campaign-1"])
+    assert unknown == score_of(engine, ["app-3", "never-seen"], ["nokia"], ["campaign-1"])
+
+
+# --- refusals ----------------------------------------------------------------------------------------
+
+
+def changed(rows: EncodedRows, apps: Ragged) -> EncodedRows:
+    return {name: bag.slice(0, apps.rows) for name, bag in rows.items()} | {"apps": apps}
+
+
+@pytest.mark.parametrize(
+    ("apps", "message"),
+    [
+        (Ragged.from_lists([[62]]), r"(?s)'apps'.*outside the model's vocabulary.*62 to 62.*0 to 61"),
+        (Ragged.from_lists([[-1]]), r"(?s)'apps'.*outside the model's vocabulary.*-1 to -1"),
+        (Ragged(np.asarray([2, 3], dtype=np.int32), np.asarray([0, 1])), "'apps'.* do not cover its ids"),
+        (Ragged(np.asarray([2, 3], dtype=np.int32), np.asarray([0, 3])), "'apps'.* do not cover its ids"),
+    ],
+    ids=["too high", "negative", "ids left over", "ids lacking"],
+)
+def test_ids_of_another_vocabulary_are_refused(
+    engine: Engine, rows: EncodedRows, apps: Ragged, message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        engine.scorer.score(changed(rows, apps))
+
+
+def test_rows_without_a_field_are_refused(engine: Engine, rows: EncodedRows) -> None:
+    with pytest.raises(BundleError, match=r"(?s)lack fields of the model.*\['model'\]"):
+        engine.scorer.score({name: bag for name, bag in rows.items() if name != "model"})
+
+
+def test_fields_of_unequal_length_are_refused(engine: Engine, rows: EncodedRows) -> None:
+    with pytest.raises(BundleError, match="differ in length"):
+        engine.scorer.score(dict(rows) | {"model": rows["model"].slice(0, 3)})
