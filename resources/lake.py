@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 from pyspark.sql import DataFrame, SparkSession
@@ -113,6 +114,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         sort: Sequence[str] = (),
         files_per_partition: int | None = 1,
         options: Mapping[str, str] | None = None,
+        expected_rows: Mapping[str, int] | None = None,
     ) -> dict[str, Partition]:
         """Replaces the partitions `keys` by the rows of `frame`, in one Spark job.
 
@@ -126,9 +128,12 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             files_per_partition: Parquet files a partition is written to; None: one per task that has rows of
                 it, which nothing is shuffled or sorted for.
             options: Of Spark's Parquet writer.
+            expected_rows: Key → rows that are to be written, where that is known. Spark's commit does not
+                notice that the files of a finished task are gone.
 
         Raises:
-            DataError: The frame has rows of a partition not in `keys`; nothing is replaced.
+            DataError: The frame has rows of a partition not in `keys`, or others were written than expected;
+                nothing is replaced.
         """
         version = f"{time.time_ns():x}-{uuid.uuid4().hex[:8]}"
         data = self._table(table) / "data" / version
@@ -152,6 +157,15 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
                 found=_abridged(unexpected),
                 expected=_abridged(list(keys)),
                 remedy="this is a fault of the step that made the rows; nothing was replaced",
+            )
+        found = {key: written[key].rows if key in written else 0 for key in expected_rows or {}}
+        wrong = [key for key, expected in (expected_rows or {}).items() if found[key] != expected]
+        if wrong:
+            raise DataError(
+                f"other rows of {table} were written than expected",
+                found=_abridged([f"{found[key]} rows of {key}" for key in wrong]),
+                expected=_abridged([f"{(expected_rows or {})[key]} rows of {key}" for key in wrong]),
+                remedy=f"nothing was replaced, so run again; if it happens again, see what removes files in {data}",
             )
         empty = Partition("", version, f"data/{version}/empty", 0, schema, dict(properties or {}))
         partitions = {key: written.get(key, Partition(**(asdict(empty) | {"key": key}))) for key in keys}
@@ -179,9 +193,11 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
     ) -> dict[str, Partition]:
         home = self._table(table)
         rows: dict[str, int] = {}
-        for file in sorted((home / "data" / version).rglob("*.parquet")):
+        # Only where readers look: an attempt that Spark has given up may still write to its own directory.
+        committed = "/".join([*(f"by_{column}=*" for column in by), "*.parquet"])
+        for file in sorted((home / "data" / version).glob(committed)):
             directory = file.parent.relative_to(home).as_posix()
-            rows[directory] = rows.get(directory, 0) + pq.read_metadata(file).num_rows
+            rows[directory] = rows.get(directory, 0) + _count_rows(file)
         partitions = {}
         for directory, count in rows.items():
             values = [part.split("=", 1)[1] for part in directory.split("/")[-len(by) :]]
@@ -224,6 +240,18 @@ def describe(partitions: Sequence[Partition]) -> dict[str, Any]:
         "schema_hash": hashlib.sha256(partitions[0].schema.encode()).hexdigest()[:12],
         "version": partitions[0].version,
     }
+
+
+def _count_rows(file: Path) -> int:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file} was damaged while its table was written",
+            found=str(error),
+            expected="a Parquet file as it was written",
+            remedy="nothing was replaced: run again",
+        ) from error
 
 
 def _schema(partition: Partition) -> StructType:

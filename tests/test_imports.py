@@ -21,6 +21,8 @@ EXECUTOR_MODULES = [
     "model_bundle",
     "normalize",
     "predictions",
+    "row_groups",
+    "scoring_threads",
     "training_set",
 ]
 ABOVE_STEPS = {"dagster", "great_expectations", "assets", "resources"}
