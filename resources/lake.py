@@ -165,7 +165,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"other rows of {table} were written than expected",
                 found=_abridged([f"{found[key]} rows of {key}" for key in wrong]),
                 expected=_abridged([f"{(expected_rows or {})[key]} rows of {key}" for key in wrong]),
-                remedy=f"nothing was replaced, so run again; if it happens again, see what removes files in {data}",
+                remedy=f"nothing was replaced: run again; and see what else removes files in {data}",
             )
         empty = Partition("", version, f"data/{version}/empty", 0, schema, dict(properties or {}))
         partitions = {key: written.get(key, Partition(**(asdict(empty) | {"key": key}))) for key in keys}

@@ -47,7 +47,7 @@ def load_bundle_once(directory: Path, threads: int = 1) -> Scorer:
 def score_devices(
     feature_tokens: DataFrame, bundles: Mapping[str, Path], *, threads: int | None = None
 ) -> DataFrame:
-    """Scores every row of any frame for every audience: tokens → ids → probabilities in the worker, no shuffle.
+    """Scores every row of any frame for every audience: tokens → ids → probabilities, without a shuffle.
 
     Args:
         feature_tokens: `device_id`, `day` and the fields' tokens.
