@@ -85,11 +85,14 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         threads = worker_threads(spark.session, bundles)
         context.log.info("a bundle of each of %d audiences is loaded; threads: %s", len(bundles), threads)
         files = lake.files("feature_tokens", keys_of(days))
+        devices = {day: lake.partition("feature_tokens", day).rows for day in keys_of(days)}
+        expected = {f"{name}/{day}": rows for name in champions for day, rows in devices.items()}
         written = lake.write(
             score_files(spark.session, files, bundles),
             "predictions",
             by=["audience", "day"],
-            keys=[key for name in champions for key in keys_of(days, name)],
+            keys=list(expected),
+            expected_rows=expected,
             files_per_partition=None,
             options=PARQUET_OPTIONS,
             properties={"bundles": {name: record.version for name, record in champions.items()}},

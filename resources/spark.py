@@ -10,6 +10,8 @@ from pydantic import Field, PrivateAttr
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
+from pipelines.steps import worker_daemon
+
 LOCAL_MASTER = "local[*,4]"
 """All cores; and a task whose Python worker dies is tried again, up to 4 times, as it is on a cluster."""
 
@@ -93,6 +95,7 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
             **({"spark.executor.pyspark.memory": self.python_memory} if self.python_memory else {}),
             "spark.ui.showConsoleProgress": "false",
             "spark.log.level": "ERROR",
+            "spark.python.daemon.module": worker_daemon.__name__,
             **(_LOCAL if self.master.startswith("local") else {}),
             **self._settings(),
         }

@@ -186,6 +186,25 @@ def test_rows_of_a_partition_not_named_are_refused_and_nothing_is_replaced(
     assert (lake.partition_keys("scores"), versions(lake)) == ([MONDAY], before)
 
 
+def test_rows_that_were_lost_on_the_way_are_missed_and_nothing_is_replaced(
+    lake: Lake, spark: SparkSession, scores: Scores
+) -> None:
+    write(lake, scores(("a", MONDAY, 1.0)), MONDAY)
+    expected = {MONDAY: 2, TUESDAY: 1}
+    with pytest.raises(DataError) as raised:
+        write(lake, scores(("b", MONDAY, 2.0)), MONDAY, TUESDAY, expected_rows=expected)
+    assert str(raised.value).startswith(
+        "other rows of scores were written than expected\n"
+        "  found:    1 rows of 2025-03-10, 0 rows of 2025-03-11\n"
+        "  expected: 2 rows of 2025-03-10, 1 rows of 2025-03-11\n"
+        "  remedy:   nothing was replaced: run again"
+    )
+    assert read(lake, spark, MONDAY) == [("a", MONDAY, 1.0)]
+    assert lake.partition_keys("scores") == [MONDAY]
+    written = write(lake, scores(("b", MONDAY, 2.0), ("c", MONDAY, 2.0)), MONDAY, expected_rows={MONDAY: 2})
+    assert written[MONDAY].rows == 2
+
+
 def test_rows_without_a_day_are_refused(lake: Lake, frame: Frame) -> None:
     undated = frame(DDL, [("a", None, 1.0)])
     with pytest.raises(DataError, match="__HIVE_DEFAULT_PARTITION__"):
