@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -149,30 +148,28 @@ def mlflow_spark_udf(bundle: Path) -> Iterator[Job]:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     names = plain_model(bundle).names
 
+    class Model(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        def load_context(self, context: Any) -> None:
+            self.model = plain_model(Path(context.artifacts["bundle"]))
+
+        # No type hints: mlflow would read a schema out of them.
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            columns = [_split(pa.array(model_input[name], pa.string())) for name in self.model.names]
+            return self.model.score(pa.table(columns, names=self.model.names))
+
     signature = ModelSignature(
         Schema([ColSpec(DataType.string, name) for name in names]), Schema([ColSpec(DataType.float)])
     )
     joined = [_join(name).alias(name) for name in names]
     with TemporaryDirectory() as directory:
         saved = str(Path(directory) / "model")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it would like type hints and examples
-
-            class Model(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-                def load_context(self, context: Any) -> None:
-                    self.model = plain_model(Path(context.artifacts["bundle"]))
-
-                def predict(self, context: Any, model_input: Any, params: Any = None) -> np.ndarray:  # noqa: ARG002
-                    columns = [_split(pa.array(model_input[name], pa.string())) for name in self.model.names]
-                    return self.model.score(pa.table(columns, names=self.model.names))
-
-            mlflow.pyfunc.save_model(
-                saved,
-                python_model=Model(),
-                artifacts={"bundle": str(bundle)},
-                signature=signature,
-                pip_requirements=[],
-            )
+        mlflow.pyfunc.save_model(
+            saved,
+            python_model=Model(),
+            artifacts={"bundle": str(bundle)},
+            signature=signature,
+            pip_requirements=[],
+        )
         scored = mlflow.pyfunc.spark_udf(
             SparkSession.active(), saved, result_type="float", env_manager="local"
         )

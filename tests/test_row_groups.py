@@ -116,6 +116,27 @@ def test_a_file_cut_short_is_named(file: Path) -> None:
         list_row_groups([file], COLUMNS)
 
 
+def test_a_damaged_footer_is_an_error_with_a_name(file: Path) -> None:
+    """PyArrow itself fails on some with a KeyError, or with a UnicodeDecodeError."""
+    groups = list_row_groups([file], COLUMNS)
+    content = file.read_bytes()
+    first = content.index(b"element", pq.read_metadata(file).row_group(2).column(2).data_page_offset)
+    messages = []
+    for place in range(first, first + 60):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
+        messages.append(read_error(groups[0]))
+    assert sum("tokens.parquet" in message for message in messages) > 10
+
+
+def read_error(group: RowGroup) -> str:
+    try:
+        list_row_groups([Path(group.file)], COLUMNS)
+        read_row_group(group, COLUMNS)
+    except DataError as error:
+        return error.what
+    return ""
+
+
 def test_a_row_group_with_altered_bytes_is_named(file: Path) -> None:
     groups = list_row_groups([file], COLUMNS)
     alter_last_byte(file, row_group=1, column=2)

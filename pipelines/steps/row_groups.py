@@ -15,6 +15,8 @@ from pipelines.steps.errors import DataError
 
 ROWS_PER_TASK = 131_072
 """Small row groups are read together up to this many rows; one row group is never split."""
+UNREADABLE = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError)
+"""What PyArrow raises for a damaged file; the last two for a column's name in a damaged footer."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def list_row_groups(files: Sequence[Path], columns: Sequence[str]) -> list[RowGr
     for file in files:
         try:
             metadata = pq.read_metadata(file)
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise _unreadable(f"the footer of {file}", error) from error
         require_columns(metadata.schema.to_arrow_schema().names, columns, str(file))
         counts = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
@@ -81,7 +83,9 @@ def read_row_group(row_group: RowGroup, columns: Sequence[str]) -> pa.Table:
             page_checksum_verification=True,
         ) as file:
             table = file.read_row_group(row_group.index, columns=list(columns), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+            # Checksums leave out page headers: a dictionary cut short, or offsets that run backwards, show here.
+            table.validate(full=True)
+    except UNREADABLE as error:
         raise _unreadable(str(row_group), error) from error
     if table.num_rows != row_group.rows or table.column_names != list(columns):
         raise DataError(
