@@ -166,7 +166,7 @@ def _run(schedule: Schedule, world: World, clusters: Clusters, following: str) -
             if fault.when is not None and fault.when(job):
                 struck = next(strike)
             answer = job.cluster.answer(meanwhile=strike)
-        except (Missed, psutil.NoSuchProcess):  # the victim ended by itself
+        except (Missed, psutil.NoSuchProcess, FileNotFoundError):  # what was to be struck is gone
             answer = job.cluster.answer(meanwhile=())
         finally:
             strike.close()
