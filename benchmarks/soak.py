@@ -28,6 +28,7 @@ from pyspark.sql import functions as F
 from tabulate import tabulate
 
 from benchmarks.measure import machine
+from pipelines.steps import worker_daemon
 from pipelines.steps.dnn_model import AudienceNet, DnnConfig, TrainedDnn
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
@@ -331,7 +332,7 @@ def python_workers() -> list[psutil.Process]:
 
 
 def _is_daemon(process: psutil.Process) -> bool:
-    return "pyspark.daemon" in process.cmdline()
+    return worker_daemon.__name__ in process.cmdline()
 
 
 def slopes_of(samples: Sequence[Sample]) -> dict[str, Slope | None]:

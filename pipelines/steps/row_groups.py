@@ -83,7 +83,7 @@ def read_row_group(row_group: RowGroup, columns: Sequence[str]) -> pa.Table:
             page_checksum_verification=True,
         ) as file:
             table = file.read_row_group(row_group.index, columns=list(columns), use_threads=False)
-            # Checksums leave out page headers: a dictionary cut short, or offsets that run backwards, show here.
+            # Checksums leave out page headers: a dictionary cut short, or offsets that run back, show here.
             table.validate(full=True)
     except UNREADABLE as error:
         raise _unreadable(str(row_group), error) from error
