@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.plain_model import MISSING, RESERVED, UNKNOWN, PlainModel, plain_model
 from benchmarks.scoring_world import World
+from pipelines.steps import worker_daemon
 from pipelines.steps.predictions import score_files
 
 SLOTS = 2
@@ -43,6 +44,7 @@ SETTINGS = {
     "spark.driver.maxResultSize": "0",  # for what is pulled out
     "spark.driver.memory": "2g",
     "spark.log.level": "ERROR",
+    "spark.python.daemon.module": worker_daemon.__name__,
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.enabled": "false",

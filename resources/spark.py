@@ -45,7 +45,9 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
     app_name: str = Field(default="audience_factory", description="Name shown in Spark's own UI.")
     driver_memory: str = Field(default="2g", description="Heap of the driver's JVM.")
     python_memory: str | None = Field(
-        default=None, description="Limit of an executor's Python workers; none if unset."
+        default=None,
+        description="Limit of an executor's Python workers, such as 4g; none if unset. It limits address "
+        "space: a worker that loads XGBoost needs 3g of it, whatever it uses.",
     )
     python_idle_seconds: int = Field(
         default=600,

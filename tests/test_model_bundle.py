@@ -341,13 +341,19 @@ def test_rows_that_do_not_fit_the_model_are_refused(
         load_bundle(tmp_path / name).score(spoil(simulated_rows(6, seed=1).bags))
 
 
-def test_loading_an_xgboost_bundle_loads_no_torch(tmp_path: Path, models: dict[str, TrainedModel]) -> None:
-    write(tmp_path / "xgboost", models["xgboost"])
+@pytest.mark.parametrize(("name", "modules"), [("xgboost", ["torch"]), ("dnn", ["torch._dynamo", "sympy"])])
+def test_loading_a_bundle_loads_nothing_that_it_does_not_need(
+    name: str, modules: list[str], tmp_path: Path, models: dict[str, TrainedModel]
+) -> None:
+    write(tmp_path / name, models[name])
     program = (
         "import sys\nfrom pathlib import Path\nfrom pipelines.steps.model_bundle import load_bundle\n"
-        "load_bundle(Path(sys.argv[1]))\nprint('torch' in sys.modules)"
+        "load_bundle(Path(sys.argv[1]))\nprint([name for name in sys.argv[2:] if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "xgboost")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(tmp_path / name), *modules],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "[]"

@@ -1,5 +1,6 @@
 """The daemon of Spark's Python workers: one that was stopped ends when Spark tells it to."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -62,6 +63,27 @@ def stopping() -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
         yield from batches
 
     return stop
+
+
+def test_a_new_worker_has_imported_what_scores(spark: SparkSession) -> None:
+    def modules(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield pa.RecordBatch.from_pydict({"name": list(sys.modules)})
+
+    loaded = {row.name for row in spark.range(1).mapInArrow(modules, "name string").collect()}
+    assert loaded >= {"torch", *worker_daemon.IMPORTED}
+
+
+@pytest.mark.parametrize("module", worker_daemon.IMPORTED)
+def test_what_it_imports_starts_no_thread_that_a_fork_would_lose(module: str) -> None:
+    # Spark sets OMP_NUM_THREADS; jemalloc restarts its own thread in a fork.
+    program = (
+        f"import importlib, pathlib; importlib.import_module({module!r})\n"
+        "print([t.joinpath('comm').read_text().strip() for t in pathlib.Path('/proc/self/task').iterdir()])"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    threads = ast.literal_eval(told.stdout.decode())
+    assert len([thread for thread in threads if thread != "jemalloc_bg_thd"]) == 1
 
 
 def test_workers_are_forked_by_it(spark: SparkSession) -> None:

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
@@ -66,7 +67,8 @@ class AudienceNet(nn.Module):
             raise ValueError(f"pooling is 'mean' or 'sqrt_n', not {pooling!r}")
         self.pooling = pooling
         self.embeddings = nn.ParameterList(  # V_f × D each
-            nn.Parameter(torch.randn(size, embedding_dim) * embedding_init_sd) for size in vocabulary_sizes
+            nn.Parameter(nn.init.normal_(torch.empty(size, embedding_dim), std=embedding_init_sd))
+            for size in vocabulary_sizes
         )
         layers: list[nn.Module] = []
         width = len(vocabulary_sizes) * embedding_dim
@@ -97,6 +99,20 @@ class AudienceNet(nn.Module):
             return functional.embedding_bag(ids, weight, offsets, mode="mean", include_last_offset=True)
         total = functional.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
         return total / offsets.diff().clamp(min=1).sqrt().unsqueeze(1)
+
+
+class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.device)
+    """Modules built in this context keep whatever memory they were given: their weights come from a file.
+
+    On the meta device nothing is drawn anyway, but to find that out torch would import its compiler (2 s).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

@@ -298,10 +298,12 @@ def _load_torch(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary,
     import torch
     from safetensors import SafetensorError
 
+    from pipelines.steps.dnn_model import uninitialized
+
     build = TORCH_ARCHITECTURES[_architecture_name(TORCH_ARCHITECTURES, weights, manifest)]
     parameters = {name: value for name, value in manifest.architecture.items() if name != "name"}
     try:
-        with torch.device("meta"):  # no memory, no random numbers: the weights come from the file
+        with torch.device("meta"), uninitialized():  # the weights come from the file
             network = build([field.vocabulary_size for field in manifest.fields], parameters)
         state = safetensors.torch.load_file(weights)  # memory-mapped
         network.load_state_dict(state, assign=True)

@@ -1,5 +1,6 @@
 """Scoring on Spark, in one pass, and its comparison with plain in-process scoring."""
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -144,7 +145,12 @@ class _Score:
 
     def ready(self) -> dict[str, Scorer]:
         """The scorers of each audience, in a worker that uses no more threads than it may."""
+        loaded_before = load_bundle_once.cache_info().misses
         scorers = {a: load_bundle_once(Path(path), self.threads) for a, path in self.bundles.items()}
+        if load_bundle_once.cache_info().misses > loaded_before:
+            # Spark's daemon collects garbage after every task; not all of the bundles again
+            gc.collect()
+            gc.freeze()
         limit_threads(self.threads)  # of the libraries that the bundles have loaded
         require_threads(self.threads)
         return scorers

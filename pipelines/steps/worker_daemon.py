@@ -1,9 +1,13 @@
-"""Spark's daemon of Python workers, which also ends those that were stopped.
+"""Spark's daemon of Python workers: its forks start with what scoring imports, and stopped ones end.
+
+Importing PyTorch takes each new worker a second or two; here the daemon does it once, before the first fork.
 
 Spark ends a worker that was silent for too long with SIGTERM, which does not reach a stopped process: its
 task, and with it the job, would wait for ever (Spark 4.3). The daemon wakes such a worker, and that ends it.
 """
 
+import gc
+import importlib
 import os
 import signal
 from pathlib import Path
@@ -12,6 +16,8 @@ from types import FrameType
 from pyspark.daemon import manager
 
 CHECK_SECONDS = 1
+IMPORTED = ("pyspark.worker", "pyarrow.parquet", "pipelines.steps.predictions", "pipelines.steps.dnn_model")
+"""What every worker that scores needs, and nothing that starts a thread which a fork would lose."""
 
 
 def end_stopped_workers() -> list[int]:
@@ -42,4 +48,8 @@ if __name__ == "__main__":
     # A timer and not a thread: the daemon must have none when it forks, and a fork inherits no timer.
     signal.signal(signal.SIGALRM, _check)
     signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, CHECK_SECONDS)
+    for module in IMPORTED:
+        importlib.import_module(module)
+    # Spark collects garbage after every task, and would walk through all of torch each time (0.2 s).
+    gc.freeze()
     manager()
