@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,27 @@ import pandas as pd
 from pydantic import Field
 
 from pipelines.steps.candidate_models import (
+    BLEND,
     CANDIDATES,
     Measured,
+    Promotion,
+    blend_of,
     bundle_candidate,
+    choose,
+    compare_with_former,
     find_thresholds,
-    pick_champion,
 )
-from pipelines.steps.errors import TrainingError
+from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import TrainedModel, load_bundle
-from pipelines.steps.model_comparison import Threshold, comparison_table
+from pipelines.steps.model_bundle import Scorer, TrainedModel, load_bundle
+from pipelines.steps.model_card import Card, make_card
+from pipelines.steps.model_comparison import Difference, Metrics, Threshold, compare_auc
+from pipelines.steps.model_report import report_model
 from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import TrainingRows, read_training_rows
+from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows, read_training_rows
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake
-from resources.model_store import ModelRecord, ModelStore
+from resources.model_store import CHALLENGER, CHAMPION, ModelRecord, ModelStore
 
 Train = Callable[[TrainingRows, Mapping[str, int]], TrainedModel]
 
@@ -55,6 +62,12 @@ CHAMPION_CHECKS = [
         [expect("ExpectColumnValuesToBeBetween", column="auc_behind_best", max_value=0)],
     ),
     Check(
+        "not_worse_than_former",
+        "it ranks the same devices no worse than what served before by more than the audience's "
+        "max_auc_loss; else the former one goes on serving",
+        [expect("ExpectColumnValuesToBeBetween", column="auc_lost_beyond_margin", max_value=0)],
+    ),
+    Check(
         "champion_scores",
         "its bundle loads and its vocabulary is the one its rows were encoded with",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="bundle_vocabulary", column_B="rows_vocabulary")],
@@ -68,8 +81,15 @@ class DnnTraining(dg.Config):
     embedding_dim: int = Field(default=16, ge=1, le=1024, description="Width of every field's embedding.")
     hidden: list[int] = Field(default=[128, 64], description="Width of each hidden layer.")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="Share of hidden activations dropped.")
+    members: int = Field(default=3, ge=1, le=16, description="Networks whose logits are averaged.")
     learning_rate: float = Field(default=1e-3, gt=0, description="AdamW's step.")
-    batch_rows: int = Field(default=512, ge=1, description="Rows per step.")
+    batch_rows: int | None = Field(default=None, ge=1, description="Rows per step; by the rows if unset.")
+
+
+class XGBoostTraining(dg.Config):
+    """Settings of the trees that a run may change."""
+
+    trials: int = Field(default=6, ge=1, le=8, description="Settings tried; validation AUC chooses.")
 
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -81,7 +101,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         context: dg.AssetExecutionContext, config: DnnTraining, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
         """The network: an embedding per field, averaged, concatenated, feed-forward."""
-        from pipelines.steps.dnn_model import DnnConfig, train_dnn  # torch takes seconds to import
+        from pipelines.steps.dnn_model import DnnConfig  # torch takes seconds to import
+        from pipelines.steps.dnn_training import train_dnn
 
         settings = DnnConfig(
             **config.model_dump() | {"hidden": tuple(config.hidden)},
@@ -96,14 +117,20 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         return _train("dnn", audience, lake, models, train)
 
     @dg.asset(key=[audience.name, "xgboost_model"], kinds={"xgboost"}, deps=[rows_key], group_name=group)
-    def xgboost_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
-        """Boosted trees on the same rows, as a sparse matrix."""
-        from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+    def xgboost_model(
+        context: dg.AssetExecutionContext, config: XGBoostTraining, lake: Lake, models: ModelStore
+    ) -> dg.MaterializeResult[None]:
+        """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
+        from pipelines.steps.xgboost_model import XGBoostConfig, tune_xgboost
 
-        config = XGBoostConfig(seed=training.seed)
-        return _train(
-            "xgboost", audience, lake, models, lambda rows, sizes: train_xgboost(rows, sizes, config)
-        )
+        settings = XGBoostConfig(seed=training.seed)
+
+        def train(rows: TrainingRows, sizes: Mapping[str, int]) -> TrainedModel:
+            return tune_xgboost(
+                rows, sizes, settings, lambda trial: context.log.info(str(trial)), trials=config.trials
+            )
+
+        return _train("xgboost", audience, lake, models, train)
 
     @dg.asset(key=[audience.name, "logistic_model"], kinds={"scikitlearn"}, deps=[rows_key], group_name=group)
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
@@ -123,27 +150,67 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         deps=[[audience.name, f"{name}_model"] for name in CANDIDATES],
         group_name=audience.name,
     )
-    def champion_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
-        """The candidate that ranks the validation devices best; it serves from now on."""
+    def champion_model(
+        context: dg.AssetExecutionContext, lake: Lake, models: ModelStore
+    ) -> dg.MaterializeResult[None]:
+        """The candidate that ranks the validation devices best, or all together; it serves from now on."""
         candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
         _require_same_rows(candidates, lake.partition("training_set", audience.name).version)
-        measured = {name: Measured.from_dict(r.properties["metrics"]) for name, r in candidates.items()}
-        name = pick_champion(measured)
-        version = candidates[name].version
-        rows, _ = _read_rows(audience, lake, models)
+        rows, vocabulary = _read_rows(audience, lake, models)
+        blend = blend_of({name: models.bundle(record) for name, record in candidates.items()})
+        records = {**candidates, BLEND: _keep(BLEND, blend, audience, rows, vocabulary, lake, models)}
+        validation = rows.subset(VALIDATION)
+        scorers = {name: models.load(audience.name, name, record.version) for name, record in records.items()}
+        probabilities = {name: scorer.score(validation.bags) for name, scorer in scorers.items()}
+        choice = choose(validation.labels, probabilities, seed=training.seed)
+        chosen = records[choice.name]
         # Again, though the candidate has some: the segments asked for may have changed since it was trained.
-        thresholds = find_thresholds(models.load(audience.name, name, version), rows, audience.segments)
-        properties = {**candidates[name].properties, "model": name, "thresholds": _values(thresholds)}
-        champion = models.record(ModelRecord(audience.name, "champion", version, properties))
+        thresholds = find_thresholds(scorers[choice.name], rows, audience.segments)
+        former, former_scorer = _former(context, audience, models)
+        promotion = compare_with_former(
+            validation, scorers[choice.name], former_scorer, training.max_auc_loss, seed=training.seed
+        )
+        properties = {
+            **chosen.properties,
+            "model": choice.name,
+            "thresholds": _values(thresholds),
+            "promotion": _promotion(promotion, former),
+        }
+        challenger = models.record(ModelRecord(audience.name, CHALLENGER, chosen.version, properties))
+        if promotion.accepted:
+            models.record(replace(challenger, model=CHAMPION))
+        gain = choice.blend_gain
+        measured = {name: Measured.from_dict(r.properties["metrics"]) for name, r in records.items()}
+        test = rows.subset(TEST)
+        tested = {name: scorer.score(test.bags) for name, scorer in scorers.items()}
+        differences = {
+            name: compare_auc(test.labels, tested[choice.name], found, seed=training.seed)
+            for name, found in tested.items()
+            if name != choice.name
+        }
+        if choice.name != BLEND:
+            _card(records[BLEND], audience, rows, models, {BLEND: measured[BLEND].test})
+        card = _card(
+            challenger,
+            audience,
+            rows,
+            models,
+            {choice.name: measured[choice.name].test, **{name: m.test for name, m in measured.items()}},
+            differences,
+        )
         return dg.MaterializeResult(
             metadata={
-                **champion.summary(),
+                **challenger.summary(),
+                "serves": promotion.accepted,
+                **({"auc above the former champion": _interval(promotion.gain)} if promotion.gain else {}),
                 "thresholds": {segment: cut.__dict__ if cut else None for segment, cut in thresholds.items()},
-                "comparison (test split)": dg.MetadataValue.md(
-                    comparison_table({n: m.test for n, m in measured.items()})
+                "card": dg.MetadataValue.md(card.inline()),
+                "card_path": dg.MetadataValue.path(str(models.card(challenger))),
+                "blend above the best candidate (validation AUC)": (
+                    f"{_interval(gain)} over {choice.best_single}"
                 ),
-                "validation_auc": measured[name].validation.auc,
-                "test_auc": measured[name].test.auc,
+                "validation_auc": measured[choice.name].validation.auc,
+                "test_auc": measured[choice.name].test.auc,
             }
         )
 
@@ -154,13 +221,44 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 def _train(
     model: str, audience: Audience, lake: Lake, models: ModelStore, train: Train
 ) -> dg.MaterializeResult[None]:
-    partition = lake.partition("training_set", audience.name)
     rows, vocabulary = _read_rows(audience, lake, models)
     trained = train(rows, vocabulary.sizes)
+    record = _keep(model, trained, audience, rows, vocabulary, lake, models)
+    test = Measured.from_dict(record.properties["metrics"]).test
+    card = _card(record, audience, rows, models, {model: test})
+    return dg.MaterializeResult(
+        metadata={
+            **record.summary(),
+            "card": dg.MetadataValue.md(card.inline()),
+            "card_path": dg.MetadataValue.path(str(models.card(record))),
+            "rows": rows.rows,
+            "training_set": record.properties["training_set"],
+            **{
+                f"{split}/{name}": value
+                for split, metrics in record.properties["metrics"].items()
+                for name, value in metrics.items()
+            },
+        }
+    )
+
+
+def _keep(
+    model: str,
+    trained: TrainedModel,
+    audience: Audience,
+    rows: TrainingRows,
+    vocabulary: Vocabulary,
+    lake: Lake,
+    models: ModelStore,
+) -> ModelRecord:
+    """Bundles a model, measured and calibrated, and records it as the audience's current one of its kind."""
+    partition = lake.partition("training_set", audience.name)
 
     def write(directory: Path) -> Mapping[str, Any]:
         days = partition.properties["as_of_days"]
-        measured = bundle_candidate(directory, trained, vocabulary, rows, days)
+        # a blend's members are corrected already
+        kept = 1.0 if model == BLEND else partition.properties["negatives_kept"]
+        measured = bundle_candidate(directory, trained, vocabulary, rows, days, negatives_kept=kept)
         thresholds = find_thresholds(load_bundle(directory), rows, audience.segments)
         return {
             "training_set": partition.version,
@@ -169,19 +267,61 @@ def _train(
             "thresholds": _values(thresholds),  # so that any candidate can be promoted
         }
 
-    record = models.add(audience.name, model, write)
-    return dg.MaterializeResult(
-        metadata={
-            **record.summary(),
-            "rows": rows.rows,
-            "training_set": partition.version,
-            **{
-                f"{split}/{name}": value
-                for split, metrics in record.properties["metrics"].items()
-                for name, value in metrics.items()
-            },
-        }
-    )
+    return models.add(audience.name, model, write)
+
+
+def _former(
+    context: dg.AssetExecutionContext, audience: Audience, models: ModelStore
+) -> tuple[ModelRecord | None, Scorer | None]:
+    """The champion that serves now, if there is one; no scorer where it could not serve any more."""
+    if CHAMPION not in models.models(audience.name):
+        return None, None
+    record = models.current(audience.name, CHAMPION)
+    try:
+        return record, models.load(audience.name, version=record.version)
+    except BundleError as error:
+        context.log.warning(f"the former champion cannot be compared with: {error}")
+        return record, None
+
+
+def _promotion(promotion: Promotion, former: ModelRecord | None) -> dict[str, Any]:
+    return {
+        "accepted": promotion.accepted,
+        "former": former.version if former else None,
+        "auc_behind": promotion.auc_behind,
+        "max_auc_loss": promotion.max_auc_loss,
+    }
+
+
+def _interval(difference: Difference) -> str:
+    return f"{difference.value:+.4f} (95% interval {difference.low:+.4f} to {difference.high:+.4f})"
+
+
+def _card(
+    record: ModelRecord,
+    audience: Audience,
+    rows: TrainingRows,
+    models: ModelStore,
+    metrics: Mapping[str, Metrics],
+    differences: Mapping[str, Difference] | None = None,
+) -> Card:
+    """Looks at a model on the test rows, and keeps what was found beside its bundle."""
+    test, properties = rows.subset(TEST), record.properties
+    scorer = models.load(audience.name, record.model, record.version)
+    facts = {
+        "version": record.version,
+        "engine": scorer.manifest.engine,
+        "training set": properties["training_set"],
+        "as-of days": ", ".join(properties["as_of_days"]),
+        "horizon": f"{audience.horizon_days} days",
+        "negatives kept in training": properties["negatives_kept"],
+        "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
+    }
+    report = report_model(scorer, test.labels, test.bags, properties["thresholds"])
+    title = f"{audience.name}: {properties.get('model', record.model)}"
+    card = make_card(title, facts, report, metrics, differences)
+    models.save_card(record, card.files())
+    return card
 
 
 def _values(thresholds: Mapping[str, Threshold | None]) -> dict[str, float | None]:
@@ -227,13 +367,16 @@ def _champion_checks(audience: Audience) -> dg.AssetChecksDefinition:
         name=f"{audience.name}_champion_model_checks", specs=check_specs(key, CHAMPION_CHECKS)
     )
     def champion_checks(models: ModelStore) -> Iterator[dg.AssetCheckResult]:
-        champion = models.current(audience.name, "champion")
+        champion = models.current(audience.name, CHAMPION)
+        challenger = models.current(audience.name, CHALLENGER)
+        promotion = challenger.properties["promotion"]
         aucs = [
             models.current(audience.name, n).properties["metrics"]["validation"]["auc"] for n in CANDIDATES
-        ]
+        ]  # without the blend, which serves only where its gain is beyond chance
         evidence = pd.DataFrame(
             {
-                "auc_behind_best": [max(aucs) - champion.properties["metrics"]["validation"]["auc"]],
+                "auc_behind_best": [max(aucs) - challenger.properties["metrics"]["validation"]["auc"]],
+                "auc_lost_beyond_margin": [promotion["auc_behind"] - promotion["max_auc_loss"]],
                 "bundle_vocabulary": [load_bundle(models.bundle(champion)).vocabulary.hash],
                 "rows_vocabulary": [champion.properties["vocabulary_hash"]],
             }

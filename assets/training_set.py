@@ -79,7 +79,11 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             audience,
             vocabulary,
         )
-        properties: dict[str, Any] = {"vocabulary_hash": vocabulary.hash, "as_of_days": keys_of(as_of_days)}
+        properties: dict[str, Any] = {
+            "vocabulary_hash": vocabulary.hash,
+            "as_of_days": keys_of(as_of_days),
+            "negatives_kept": audience.training.negatives_kept,
+        }
         partition = lake.write(
             rows.withColumn("audience", F.lit(audience.name)),
             "training_set",

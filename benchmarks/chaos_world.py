@@ -238,12 +238,12 @@ def _write_bundle(directory: Path, seed: str) -> Path:
             for name, most, size in FIELDS
         )
     )
-    config = DnnConfig(embedding_dim=32, hidden=HIDDEN)
+    config = DnnConfig.published(embedding_dim=32, hidden=HIDDEN)
     torch.manual_seed(Random(seed).getrandbits(63))
     network = AudienceNet(
         list(vocabulary.sizes.values()), embedding_dim=32, hidden=HIDDEN, embedding_init_sd=1.0
     )
-    model = TrainedDnn(network.state_dict(), config, curves=(), best_epoch=0)
+    model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
     write_bundle(directory, model, vocabulary, training_days=[str(DAY)], code_version="benchmark", metrics={})
     return directory
 

@@ -31,7 +31,8 @@ from torch.nn import functional
 
 from benchmarks import scoring_world
 from benchmarks.measure import machine
-from pipelines.steps.dnn_model import DnnConfig, Pooling, TrainedDnn, train_dnn
+from pipelines.steps.dnn_model import DnnConfig, Pooling, TrainedDnn
+from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.model_bundle import write_bundle
@@ -368,7 +369,7 @@ def train(world: World, seed: int, rows: int) -> None:
         net = world.nets[audience]
         vocabulary = vocabulary_of(net)
         labelled = _labelled(dict(vocabulary.encode(sample)), np.random.default_rng([seed, number]))
-        config = DnnConfig(
+        config = DnnConfig.published(
             embedding_dim=net.embedding_dim,
             hidden=net.hidden,
             pooling=net.pooling,
@@ -489,11 +490,11 @@ class EagerModel:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         names = [field["name"] for field in manifest["fields"]]
         self._pooling = manifest["architecture"]["pooling"]
-        self._embeddings = {name: weights[f"embeddings.{place}"] for place, name in enumerate(names)}
-        numbers = sorted({int(key.split(".")[1]) for key in weights if key.startswith("feed_forward.")})
-        self._layers = [
-            (weights[f"feed_forward.{n}.weight"], weights[f"feed_forward.{n}.bias"]) for n in numbers
-        ]
+        sizes = [field["vocabulary_size"] for field in manifest["fields"]]
+        self._embeddings = dict(zip(names, weights["embeddings"].split(sizes), strict=True))  # type: ignore[no-untyped-call]
+        first = "feed_forward.0."
+        numbers = sorted({int(key.split(".")[2]) for key in weights if key.startswith(first)})
+        self._layers = [(weights[f"{first}{n}.weight"], weights[f"{first}{n}.bias"]) for n in numbers]
 
     @torch.inference_mode()
     def score(self, encoded: Mapping[str, tuple[Tensor, Tensor]], batch_rows: int) -> np.ndarray:

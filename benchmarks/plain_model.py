@@ -29,13 +29,10 @@ class PlainModel:
         self.names = [field["name"] for field in vocabulary]
         self.widths = [field["max_length"] for field in vocabulary]
         self.tokens = [pa.array(field["tokens"]) for field in vocabulary]
-        self.embeddings = [weights[f"embeddings.{place}"] for place in range(len(vocabulary))]
-        layers = sorted(
-            {int(n) for n in (key.split(".")[1] for key in weights if key.startswith("feed_forward."))}
-        )
-        self.layers = [
-            (weights[f"feed_forward.{n}.weight"], weights[f"feed_forward.{n}.bias"]) for n in layers
-        ]
+        self.embeddings = weights["embeddings"].split([RESERVED + len(tokens) for tokens in self.tokens])  # type: ignore[no-untyped-call]
+        first = "feed_forward.0."
+        layers = sorted({int(key.split(".")[2]) for key in weights if key.startswith(first)})
+        self.layers = [(weights[f"{first}{n}.weight"], weights[f"{first}{n}.bias"]) for n in layers]
 
     def score(self, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
         """float32 probabilities [rows] of a batch with a list of tokens per field."""

@@ -179,7 +179,7 @@ def _write_bundle(directory: Path, seed: int) -> None:
     from pipelines.steps.model_bundle import write_bundle
 
     words = vocabulary()
-    config = DnnConfig(embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, seed=seed)
+    config = DnnConfig.published(embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = AudienceNet(
@@ -189,7 +189,7 @@ def _write_bundle(directory: Path, seed: int) -> None:
         last = list(network.feed_forward.parameters())[-2]
         torch.nn.init.normal_(last, std=0.5)
         last.data -= last.mean()
-    model = TrainedDnn(network.state_dict(), config, curves=(), best_epoch=0)
+    model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
     write_bundle(
         directory, model, words, training_days=[DAY.isoformat()], code_version="benchmark", metrics={}
     )

@@ -455,13 +455,13 @@ def _vocabulary(max_length: int) -> Vocabulary:
 
 
 def _network(vocabulary: Vocabulary, seed: int) -> TrainedDnn:
-    config = DnnConfig(embedding_dim=8, hidden=(16,), seed=seed)
+    config = DnnConfig.published(embedding_dim=8, hidden=(16,), seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = AudienceNet(
             list(vocabulary.sizes.values()), embedding_dim=config.embedding_dim, hidden=config.hidden
         )
-    return TrainedDnn(network.state_dict(), config, curves=(), best_epoch=0)
+    return TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
 
 
 if __name__ == "__main__":

@@ -173,6 +173,7 @@ def _describe(store: ModelStore, options: argparse.Namespace) -> int:
         "reason": entry.reason,
         **asdict(stored.manifest),
         "properties": dict(record.properties),
+        "card": str(card) if (card := store.card(record)).exists() else None,
         "path": str(stored.path),
         "files": stored.files,
         "bytes": stored.bytes,

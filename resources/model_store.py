@@ -26,6 +26,8 @@ from pipelines.steps.model_bundle import BundleManifest, Scorer, bundle_version,
 
 CHAMPION = "champion"
 """The model that serves; its versions are versions of the candidates."""
+CHALLENGER = "challenger"
+"""The best of the last training, which became champion unless it ranked worse than the former one."""
 TRAINED, PROMOTED, ROLLED_BACK = "trained", "promoted", "rolled back"
 """Why a version became current."""
 
@@ -203,12 +205,31 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             BundleError: The bundle is missing, or its manifest cannot be read.
         """
         path = self.bundle(record)
-        sizes = [file.stat().st_size for file in path.iterdir() if file.is_file()]
+        sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
         return StoredBundle(path, read_manifest(path), len(sizes), sum(sizes), bundle_version(path))
 
     def versions(self, audience: str) -> list[str]:
         """The versions of all the bundles an audience ever had."""
         return sorted(path.name for path in self._bundles(audience).glob("*") if path.is_dir())
+
+    def save_card(self, record: ModelRecord, files: Mapping[str, bytes]) -> Path:
+        """Keeps a version's card beside the bundles; a new one takes the place of an old one.
+
+        Args:
+            record: What it is of.
+            files: Name → content; the Markdown last.
+
+        Returns:
+            The card's directory.
+        """
+        home = self.card(record)
+        for name, content in files.items():
+            _replace(home / name, content)
+        return home
+
+    def card(self, record: ModelRecord) -> Path:
+        """The directory of a version's card; it is there once one was saved."""
+        return self._home() / "cards" / record.audience / record.version
 
     # --- what becomes current ---------------------------------------------------------------------
 
@@ -493,16 +514,16 @@ def _is_intact(directory: Path, version: str) -> bool:
         return False
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    _write_durably(draft, text)
+    _write_durably(draft, content)
     draft.replace(path)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
+def _write_durably(path: Path, content: str | bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
 

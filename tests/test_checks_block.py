@@ -205,7 +205,13 @@ def metric_is(value: float, metric: str = "auc") -> Callable[[ModelStore, ModelR
 def worst_candidate(store: ModelStore, record: ModelRecord) -> ModelRecord:
     candidates = [store.current(record.audience, name) for name in CANDIDATES]
     worst = min(candidates, key=lambda each: each.properties["metrics"]["validation"]["auc"])
-    return replace(worst, model="champion", properties={**worst.properties, "thresholds": {}})
+    own = {name: record.properties[name] for name in ("thresholds", "promotion")}
+    return replace(worst, model=record.model, properties={**worst.properties, **own})
+
+
+def worse_than_former(_: ModelStore, record: ModelRecord) -> ModelRecord:
+    promotion = record.properties["promotion"] | {"auc_behind": 0.02, "max_auc_loss": 0.01}
+    return replace(record, properties={**record.properties, "promotion": promotion})
 
 
 def other_vocabulary(_: ModelStore, record: ModelRecord) -> ModelRecord:
@@ -290,7 +296,10 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
         for name in CANDIDATES
     },
     "champion_model:champion_is_best_candidate": [
-        recorded("the worst candidate", "champion", worst_candidate)
+        recorded("the worst candidate", "challenger", worst_candidate)
+    ],
+    "champion_model:not_worse_than_former": [
+        recorded("worse than the former", "challenger", worse_than_former)
     ],
     "champion_model:champion_scores": [recorded("another vocabulary", "champion", other_vocabulary)],
     "predictions:probabilities": [

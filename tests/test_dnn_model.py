@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.steps.dnn_model import AudienceNet, DnnConfig, EpochReport, TrainedDnn, to_tensors, train_dnn
+from pipelines.steps.dnn_model import (
+    AudienceNet,
+    DnnConfig,
+    EpochReport,
+    TrainedDnn,
+    ensemble_of,
+    to_tensors,
+)
+from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
 from pipelines.steps.training_rows import (
@@ -30,7 +39,7 @@ BATCH: EncodedRows = {
     "apps": Ragged.from_lists([[2, 3], [0], [4, 4, 1]]),
     "model": Ragged.from_lists([[2], [3, 2], [0]]),
 }
-SMALL = DnnConfig(embedding_dim=4, hidden=(8,), max_epochs=5, learning_rate=1e-2)
+SMALL = DnnConfig(embedding_dim=4, hidden=(8,), max_epochs=5, learning_rate=1e-2, members=1)
 
 
 def rows_of(
@@ -66,25 +75,25 @@ def train(rows: TrainingRows, config: DnnConfig = SMALL) -> TrainedDnn:
 @pytest.mark.parametrize(
     ("pooling", "logits"),
     [
-        ("mean", [0.11202646, 0.13103417, 0.10912439]),
-        ("sqrt_n", [0.10911482, 0.13169466, 0.09158027]),
+        ("mean", [0.43114209, 0.44692057, 0.78216851]),
+        ("sqrt_n", [0.39830786, 0.40658116, 0.83211112]),
     ],
 )
 def test_forward_gives_the_golden_logits(pooling: str, logits: list[float]) -> None:
     net = seeded_net(pooling=pooling)
-    assert net(to_tensors(BATCH, ["apps", "model"])).tolist() == pytest.approx(logits, abs=1e-6)
+    assert net(to_tensors(BATCH, SIZES)).tolist() == pytest.approx(logits, abs=1e-6)
 
 
 def test_mean_pooling_averages_the_embeddings_of_the_tokens() -> None:
     net = AudienceNet([4], embedding_dim=1, hidden=())
     net.load_state_dict(
         {
-            "embeddings.0": torch.tensor([[0.0], [0.0], [1.0], [3.0]]),
-            "feed_forward.0.weight": torch.ones(1, 1),
-            "feed_forward.0.bias": torch.zeros(1),
+            "embeddings": torch.tensor([[0.0], [0.0], [1.0], [3.0]]),
+            "feed_forward.0.0.weight": torch.ones(1, 1),
+            "feed_forward.0.0.bias": torch.zeros(1),
         }
     )
-    bags = to_tensors({"apps": Ragged.from_lists([[2, 3], [3], [2, 2, 2, 3]])}, ["apps"])
+    bags = to_tensors({"apps": Ragged.from_lists([[2, 3], [3], [2, 2, 2, 3]])}, {"apps": 4})
     assert net(bags).tolist() == [2.0, 3.0, 1.5]
 
 
@@ -92,12 +101,12 @@ def test_pooling_by_the_root_of_n_lets_long_lists_weigh_more() -> None:
     net = AudienceNet([3], embedding_dim=1, hidden=(), pooling="sqrt_n")
     net.load_state_dict(
         {
-            "embeddings.0": torch.tensor([[0.0], [0.0], [1.0]]),
-            "feed_forward.0.weight": torch.ones(1, 1),
-            "feed_forward.0.bias": torch.zeros(1),
+            "embeddings": torch.tensor([[0.0], [0.0], [1.0]]),
+            "feed_forward.0.0.weight": torch.ones(1, 1),
+            "feed_forward.0.0.bias": torch.zeros(1),
         }
     )
-    bags = to_tensors({"apps": Ragged.from_lists([[2], [2, 2, 2, 2]])}, ["apps"])
+    bags = to_tensors({"apps": Ragged.from_lists([[2], [2, 2, 2, 2]])}, {"apps": 3})
     assert net(bags).tolist() == [1.0, 2.0]
 
 
@@ -108,20 +117,20 @@ def test_an_unknown_pooling_is_refused() -> None:
 
 def test_one_field_and_a_batch_of_one_row() -> None:
     net = AudienceNet([4], embedding_dim=2, hidden=(3,)).eval()
-    assert net(to_tensors({"apps": Ragged.from_lists([[0]])}, ["apps"])).shape == (1,)
+    assert net(to_tensors({"apps": Ragged.from_lists([[0]])}, {"apps": 4})).shape == (1,)
 
 
 def test_a_batch_without_rows_gives_no_logits() -> None:
     empty = {"apps": Ragged.from_lists([]), "model": Ragged.from_lists([])}
-    assert seeded_net()(to_tensors(empty, ["apps", "model"])).shape == (0,)
+    assert seeded_net()(to_tensors(empty, SIZES)).shape == (0,)
 
 
 def test_huge_logits_give_finite_loss_and_gradients() -> None:
     net = seeded_net()
     with torch.no_grad():
-        net.get_parameter("feed_forward.3.bias").fill_(1e4)
+        net.get_parameter("feed_forward.0.3.bias").fill_(1e4)
     loss = torch.nn.functional.binary_cross_entropy_with_logits(
-        net(to_tensors(BATCH, ["apps", "model"])), torch.tensor([0.0, 1.0, 0.0])
+        net(to_tensors(BATCH, SIZES)), torch.tensor([0.0, 1.0, 0.0])
     )
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(2 / 3 * 1e4, rel=1e-3)
@@ -133,7 +142,7 @@ def test_offsets_that_do_not_cover_the_ids_are_refused(last_offset: int) -> None
     """PyTorch itself would silently drop or misread tokens."""
     torn = Ragged(np.array([2, 3, 2, 2], dtype=np.int32), np.array([0, 1, last_offset], dtype=np.int64))
     with pytest.raises(DataError, match=rf"(?s)offsets of field 'apps'.*to {last_offset} for 4 ids.*0 to 4"):
-        to_tensors({"apps": torn}, ["apps"])
+        to_tensors({"apps": torn}, {"apps": 5})
 
 
 def test_one_batch_can_be_overfitted() -> None:
@@ -143,7 +152,15 @@ def test_one_batch_can_be_overfitted() -> None:
     model = [[2], [2], [3], [3], [3], [2], [2], [3]]
     rows = rows_of(labels * 2, [TRAIN] * 8 + [VALIDATION] * 8, apps * 2, model * 2)
     config = DnnConfig(
-        hidden=(32,), dropout=0.0, token_dropout=0.0, learning_rate=0.03, max_epochs=200, patience=200
+        hidden=(32,),
+        dropout=0.0,
+        embedding_dropout=0.0,
+        token_dropout=0.0,
+        averaging=0.0,
+        learning_rate=0.03,
+        max_epochs=200,
+        patience=200,
+        members=1,
     )
     trained = train(rows, config)
     assert trained.curves[-1].train_loss < 0.01
@@ -152,7 +169,7 @@ def test_one_batch_can_be_overfitted() -> None:
 
 def test_training_learns_what_the_rows_tell() -> None:
     trained = train(simulated_rows())
-    assert trained.curves[trained.best_epoch - 1].validation_auc > 0.75
+    assert trained.curves[trained.best_epochs[0] - 1].validation_auc > 0.75
 
 
 def test_training_twice_gives_equal_weights() -> None:
@@ -162,8 +179,7 @@ def test_training_twice_gives_equal_weights() -> None:
 
 
 def test_another_seed_gives_other_weights() -> None:
-    other = DnnConfig(embedding_dim=4, hidden=(8,), max_epochs=5, learning_rate=1e-2, seed=1)
-    assert train(simulated_rows()).weights() != train(simulated_rows(), other).weights()
+    assert train(simulated_rows()).weights() != train(simulated_rows(), replace(SMALL, seed=1)).weights()
 
 
 def test_training_leaves_the_random_state_and_the_threads_of_the_process_alone() -> None:
@@ -189,17 +205,15 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     rows = simulated_rows()
     labels = np.where(rows.split == VALIDATION, 1 - rows.labels, rows.labels)
     contradicted = TrainingRows(labels, rows.split, rows.bags)
-    config = DnnConfig(embedding_dim=4, hidden=(8,), max_epochs=40, patience=4, learning_rate=1e-2)
+    config = replace(SMALL, max_epochs=40, patience=4)
     trained = train(contradicted, config)
 
     aucs = [report.validation_auc for report in trained.curves]
-    assert trained.best_epoch == int(np.argmax(aucs)) + 1
-    assert len(aucs) == trained.best_epoch + 4 < 40
+    [best_epoch] = trained.best_epochs
+    assert best_epoch == int(np.argmax(aucs)) + 1
+    assert len(aucs) == best_epoch + 4 < 40
     assert aucs[-1] < max(aucs)
-    up_to_best = DnnConfig(
-        embedding_dim=4, hidden=(8,), max_epochs=trained.best_epoch, patience=4, learning_rate=1e-2
-    )
-    assert trained.weights() == train(contradicted, up_to_best).weights()
+    assert trained.weights() == train(contradicted, replace(config, max_epochs=best_epoch)).weights()
 
 
 def test_progress_is_told_every_epoch() -> None:
@@ -210,7 +224,7 @@ def test_progress_is_told_every_epoch() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_training() -> None:
-    config = DnnConfig(embedding_dim=4, hidden=(8,), learning_rate=1e30, batch_rows=16)
+    config = replace(SMALL, learning_rate=1e30, batch_rows=16)
     with pytest.raises(TrainingError, match=r"(?s)loss is not finite in epoch 1.*lower learning_rate"):
         train(simulated_rows(), config)
 
@@ -223,6 +237,83 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
 def test_fields_other_than_the_vocabularys_are_refused() -> None:
     with pytest.raises(TrainingError, match="different fields"):
         train_dnn(simulated_rows(), {"apps": 5}, SMALL, lambda report: None)
+
+
+class KilledError(Exception):
+    """What a test stops a training with."""
+
+
+@pytest.mark.parametrize("epochs_before", [1, 4, 5, 7])
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, epochs_before: int) -> None:
+    config, checkpoint = replace(SMALL, members=2, max_epochs=5), tmp_path / "checkpoints" / "dnn.pt"
+    told: list[EpochReport] = []
+
+    def stop(report: EpochReport) -> None:
+        if len(told) == epochs_before:
+            raise KilledError
+        told.append(report)
+
+    with pytest.raises(KilledError):
+        train_dnn(simulated_rows(), SIZES, config, stop, checkpoint=checkpoint)
+    assert checkpoint.exists()
+    afterwards: list[EpochReport] = []
+    resumed = train_dnn(simulated_rows(), SIZES, config, afterwards.append, checkpoint=checkpoint)
+    uninterrupted = train(simulated_rows(), config)
+    assert resumed.weights() == uninterrupted.weights()
+    assert resumed.curves == uninterrupted.curves == (*told, *afterwards)
+    assert list(checkpoint.parent.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_rows_or_settings_is_not_resumed_from(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "dnn.pt"
+
+    def stop(report: EpochReport) -> None:
+        if report.epoch == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_dnn(simulated_rows(), SIZES, SMALL, stop, checkpoint=checkpoint)
+    other = replace(SMALL, seed=1)
+    told: list[EpochReport] = []
+    trained = train_dnn(simulated_rows(), SIZES, other, told.append, checkpoint=checkpoint)
+    assert len(told) == 5
+    assert trained.weights() == train(simulated_rows(), other).weights()
+
+
+def test_an_ensemble_gives_the_mean_logit_of_its_members() -> None:
+    members = [train(simulated_rows(), replace(SMALL, seed=seed)) for seed in (0, 1)]
+    bags = to_tensors(BATCH, SIZES)
+    together = net_of({**members[0].architecture, "members": 2}, ensemble_of([m.state for m in members]))
+    apart = [net_of(member.architecture, member.state)(bags) for member in members]
+    assert together(bags).tolist() == pytest.approx(torch.stack(apart).mean(dim=0).tolist(), abs=1e-6)
+
+
+def net_of(architecture: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> AudienceNet:
+    parameters = {name: value for name, value in architecture.items() if name != "name"}
+    net = AudienceNet(list(SIZES.values()), **parameters).eval()
+    net.load_state_dict(dict(state))
+    return net
+
+
+def test_the_published_network_has_none_of_the_additions() -> None:
+    published = DnnConfig.published(hidden=(256, 128))
+    assert published.architecture == {
+        "embedding_dim": 16,
+        "hidden": [256, 128],
+        "pooling": "mean",
+        "token_counts": False,
+        "members": 1,
+    }
+    trained = train(simulated_rows(), replace(published, max_epochs=6, learning_rate=1e-2))
+    assert max(report.validation_auc for report in trained.curves) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(30, 32), (5_120, 128), (10_239, 128), (10_240, 256), (20_480, 512), (10**6, 512)]
+)
+def test_few_rows_are_taken_in_small_batches(rows: int, size: int) -> None:
+    assert DnnConfig().rows_per_step(rows) == size
+    assert DnnConfig(batch_rows=64).rows_per_step(rows) == 64
 
 
 ANY_APPS = [[2], [3], [2], [3], [2], [3]]
@@ -300,7 +391,7 @@ def test_reading_refuses_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2\.parquet cannot be read"):
         read_training_rows([tmp_path / "2.parquet"], ["apps"])
     with pytest.raises(DataError, match=r"(?s)other columns than expected.*'model': 'list<int32>'"):
-        read_training_rows([path], ["apps", "model"])
+        read_training_rows([path], list(SIZES))
 
 
 def test_reading_refuses_nulls(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.demo import RUN_TAG, _close_killed_runs
-from pipelines.steps.candidate_models import CANDIDATES
+from pipelines.steps.candidate_models import BLEND, CANDIDATES
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
@@ -147,12 +147,28 @@ def test_both_audiences_are_scored_in_one_step(chain: Chain) -> None:
 def test_models_learn_what_the_tokens_say(chain: Chain, audience: str) -> None:
     """Every second device likes cars, every third one bikes, and their apps tell."""
     champion = chain.project.models.current(audience, "champion")
-    records = [chain.project.models.current(audience, name) for name in CANDIDATES]
+    records = [chain.project.models.current(audience, name) for name in [*CANDIDATES, BLEND]]
 
-    best = max(record.properties["metrics"]["validation"]["auc"] for record in records)
+    best = max(r.properties["metrics"]["validation"]["auc"] for r in records if r.model != BLEND)
 
     assert champion.version in {record.version for record in records}
-    assert champion.properties["metrics"]["validation"]["auc"] == best > 0.65
+    assert champion.properties["metrics"]["validation"]["auc"] >= best > 0.65
+    assert champion.properties["promotion"] == {
+        "accepted": True,
+        "former": None,
+        "auc_behind": 0.0,
+        "max_auc_loss": 0.01,
+    }
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_every_candidate_has_a_card(chain: Chain, audience: str) -> None:
+    models = chain.project.models
+    for name in [*CANDIDATES, BLEND, "champion"]:
+        record = models.current(audience, name)
+        card = models.card(record)
+        assert record.version in (card / "card.md").read_text()
+        assert (card / "plots.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_segments_hold_the_most_probable_devices(spark: SparkSession, chain: Chain) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import numpy as np
@@ -22,11 +21,13 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 
+from pipelines.steps.blend_model import BlendedModel
 from pipelines.steps.dnn_model import AudienceNet, Pooling
 from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.logistic_model import LogisticNet
 from pipelines.steps.model_bundle import (
+    BLEND_ARCHITECTURES,
     ENGINES,
     ONNX_ARCHITECTURES,
     SCORE_BATCH_ROWS,
@@ -124,27 +125,41 @@ def in_double(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 @cache
-def audience_net(pooling: Pooling) -> tuple[Network, Exact]:
+def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
+    """With more than one member, the token counts are inputs, too."""
     torch.manual_seed(1)
-    parameters: dict[str, Any] = {"embedding_dim": 32, "hidden": [256, 128], "pooling": pooling}
+    parameters: dict[str, Any] = {
+        "embedding_dim": 32,
+        "hidden": [256, 128],
+        "pooling": pooling,
+        "members": members,
+        "token_counts": members > 1,
+    }
     network = AudienceNet(list(SIZES.values()), embedding_init_sd=5.0, **parameters)
     model = Network({"name": "audience_net", **parameters}, network.state_dict())
     weights = in_double(model.state)
-    layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("feed_forward")})
+    tables = np.split(weights["embeddings"], np.cumsum(list(SIZES.values()))[:-1])
 
-    def exact(rows: EncodedRows) -> np.ndarray:
-        pooled = []
-        for place, bag in enumerate(rows.values()):
-            sums = np.stack([weights[f"embeddings.{place}"][ids].sum(axis=0) for ids in bags_of(bag)])
+    def inputs_of(member: int, rows: EncodedRows) -> np.ndarray:
+        own = slice(member * 32, member * 32 + 32)
+        pooled, counts = [], []
+        for table, bag in zip(tables, rows.values(), strict=True):
+            sums = np.stack([table[ids, own].sum(axis=0) for ids in bags_of(bag)])
             lengths = bag.lengths[:, np.newaxis].astype(np.float64)
             pooled.append(sums / (np.sqrt(lengths) if pooling == "sqrt_n" else lengths))
-        values = np.concatenate(pooled, axis=1)
-        for layer in layers:
-            values = np.maximum(values, 0) if layer != layers[0] else values
-            values = (
-                values @ weights[f"feed_forward.{layer}.weight"].T + weights[f"feed_forward.{layer}.bias"]
-            )
-        return sigmoid(values[:, 0])
+            counts.append(np.log(lengths))
+        return np.concatenate(pooled + (counts if members > 1 else []), axis=1)
+
+    def exact(rows: EncodedRows) -> np.ndarray:
+        logits = []
+        for member in range(members):
+            values = inputs_of(member, rows)
+            for layer in (0, 3, 6):
+                values = np.maximum(values, 0) if layer else values
+                of_layer = f"feed_forward.{member}.{layer}"
+                values = values @ weights[f"{of_layer}.weight"].T + weights[f"{of_layer}.bias"]
+            logits.append(values[:, 0])
+        return sigmoid(np.mean(logits, axis=0))
 
     return model, exact
 
@@ -157,9 +172,10 @@ def logistic() -> tuple[Network, Exact]:
     weights = in_double(state)
 
     def exact(rows: EncodedRows) -> np.ndarray:
+        tables = np.split(weights["weights"][:, 0], np.cumsum(list(SIZES.values()))[:-1])
         sums = [
-            [weights[f"weights.{place}"][ids, 0].sum() for ids in bags_of(bag)]
-            for place, bag in enumerate(rows.values())
+            [table[ids].sum() for ids in bags_of(bag)]
+            for table, bag in zip(tables, rows.values(), strict=True)
         ]
         return sigmoid(np.sum(sums, axis=0) + weights["bias"])
 
@@ -229,23 +245,37 @@ def of_padded_ids() -> tuple[TrainedModel, Exact]:
     return OnnxModel(content, VOCABULARY, inputs="padded_ids", output_is="logit"), exact
 
 
-BUNDLES: Mapping[str, Callable[[EncodedRows], tuple[TrainedModel, Exact]]] = {
-    "torch audience_net, mean": lambda rows: audience_net("mean"),
-    "torch audience_net, sqrt_n": lambda rows: audience_net("sqrt_n"),
-    "torch logistic": lambda rows: logistic(),
-    "xgboost boosted_trees": boosted_trees,
-    "onnx from scikit-learn, multi_hot": of_scikit_learn,
-    "onnx from a graph by hand, padded_ids": lambda rows: of_padded_ids(),
-    "onnx from audience_net, mean": lambda rows: exported(audience_net("mean")),
-    "onnx from audience_net, sqrt_n": lambda rows: exported(audience_net("sqrt_n")),
-    "onnx from logistic": lambda rows: exported(logistic()),
+BUNDLES: Mapping[str, Callable[[EncodedRows, Path], tuple[TrainedModel, Exact]]] = {
+    "torch audience_net, mean": lambda rows, home: audience_net("mean"),
+    "torch audience_net, sqrt_n": lambda rows, home: audience_net("sqrt_n"),
+    "torch audience_net, three members": lambda rows, home: audience_net("sqrt_n", 3),
+    "torch logistic": lambda rows, home: logistic(),
+    "xgboost boosted_trees": lambda rows, home: boosted_trees(rows),
+    "onnx from scikit-learn, multi_hot": lambda rows, home: of_scikit_learn(rows),
+    "onnx from a graph by hand, padded_ids": lambda rows, home: of_padded_ids(),
+    "onnx from audience_net, mean": lambda rows, home: exported(audience_net("mean"), home),
+    "onnx from audience_net, sqrt_n": lambda rows, home: exported(audience_net("sqrt_n"), home),
+    "onnx from audience_net, three members": lambda rows, home: exported(audience_net("sqrt_n", 3), home),
+    "onnx from logistic": lambda rows, home: exported(logistic(), home),
+    "blend of all engines": lambda rows, home: blended(
+        {"dnn": audience_net("sqrt_n"), "xgboost": boosted_trees(rows), "onnx": of_scikit_learn(rows)}, home
+    ),
 }
 
 
-def exported(network: tuple[Network, Exact]) -> tuple[TrainedModel, Exact]:
+def exported(network: tuple[Network, Exact], home: Path) -> tuple[TrainedModel, Exact]:
     model, exact = network
-    with TemporaryDirectory() as directory:
-        return export_onnx(written(Path(directory) / "torch", model)), exact
+    return export_onnx(written(home / "torch", model)), exact
+
+
+def blended(models: Mapping[str, tuple[TrainedModel, Exact]], home: Path) -> tuple[TrainedModel, Exact]:
+    members = {name: written(home / name, model) for name, (model, _) in models.items()}
+
+    def exact(rows: EncodedRows) -> np.ndarray:
+        answers = np.asarray([answer(rows) for _, answer in models.values()])
+        return sigmoid(np.mean(np.log(answers / (1 - answers)), axis=0))
+
+    return BlendedModel(members), exact
 
 
 def written(directory: Path, model: TrainedModel) -> Path:
@@ -266,17 +296,19 @@ class Engine:
 def engine(
     request: pytest.FixtureRequest, rows: EncodedRows, tmp_path_factory: pytest.TempPathFactory
 ) -> Engine:
-    model, exact = BUNDLES[request.param](rows)
-    scorer = load_bundle(written(tmp_path_factory.mktemp("engine") / "bundle", model))
+    home = tmp_path_factory.mktemp("engine")
+    model, exact = BUNDLES[request.param](rows, home)
+    scorer = load_bundle(written(home / "bundle", model))
     return Engine(scorer, scorer.score(rows), exact(rows))
 
 
-def test_every_engine_and_architecture_is_here(rows: EncodedRows) -> None:
-    models = [build(rows)[0] for build in BUNDLES.values()]
+def test_every_engine_and_architecture_is_here(rows: EncodedRows, tmp_path: Path) -> None:
+    models = [build(rows, tmp_path / str(place))[0] for place, build in enumerate(BUNDLES.values())]
     assert {(model.engine, model.architecture["name"]) for model in models} == (
         {("torch", name) for name in TORCH_ARCHITECTURES}
         | {("xgboost", name) for name in XGBOOST_ARCHITECTURES}
         | {("onnx", name) for name in ONNX_ARCHITECTURES}
+        | {("blend", name) for name in BLEND_ARCHITECTURES}
     )
     assert {model.engine for model in models} == set(ENGINES)
     assert {model.architecture.get("inputs") for model in models} - {None} == set(get_args(InputForm))
@@ -324,7 +356,7 @@ def test_nor_a_slice_of_a_larger_batch(engine: Engine, rows: EncodedRows) -> Non
 def test_threads_change_no_score(
     engine: Engine, rows: EncodedRows, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    model, _ = BUNDLES[request.node.callspec.params["engine"]](rows)
+    model, _ = BUNDLES[request.node.callspec.params["engine"]](rows, tmp_path)
     scorer = load_bundle(written(tmp_path / "bundle", model), threads=2)
     np.testing.assert_allclose(scorer.score(rows), engine.whole, rtol=0, atol=1e-6)
 

@@ -382,3 +382,29 @@ def test_a_vocabulary_of_another_hash_is_refused(tmp_path: Path) -> None:
         "  expected: 0123\n"
         "  remedy:   restore the file, or train again"
     )
+
+
+@given(
+    bags=st.lists(st.lists(st.sampled_from("abcdefg"), max_size=6), min_size=1, max_size=8),
+    given_tokens=st.permutations("abcdef"),
+    wanted=st.permutations("abcdef").flatmap(
+        lambda tokens: st.integers(0, 6).map(lambda count: tokens[:count])
+    ),
+    max_length=st.integers(1, 6),
+)
+def test_translated_ids_are_those_of_the_vocabulary_itself(
+    bags: list[list[str]], given_tokens: list[str], wanted: list[str], max_length: int
+) -> None:
+    table = pa.table({"apps": pa.array(bags, pa.list_(pa.string()))})
+    whole = Vocabulary((FieldVocabulary("apps", 6, tuple(given_tokens)),))
+    other = Vocabulary((FieldVocabulary("apps", max_length, tuple(wanted)),))
+    found, expected = other.translate(whole.encode(table), whole), other.encode(table)
+    assert found["apps"].values.tolist() == expected["apps"].values.tolist()
+    assert found["apps"].offsets.tolist() == expected["apps"].offsets.tolist()
+
+
+def test_a_field_that_the_other_vocabulary_lacks_is_missing() -> None:
+    whole = Vocabulary((FieldVocabulary("apps", 2, ("a",)),))
+    other = Vocabulary((FieldVocabulary("apps", 2, ("a",)), FieldVocabulary("brand", 1, ("b",))))
+    rows = whole.encode(pa.table({"apps": pa.array([["a"], []], pa.list_(pa.string()))}))
+    assert other.translate(rows, whole)["brand"].values.tolist() == [MISSING_ID] * 2

@@ -33,7 +33,7 @@ def torch_probabilities(trained: TrainedLogistic, rows: TrainingRows) -> np.ndar
     net = LogisticNet(list(SIZES.values()))
     net.load_state_dict(dict(trained.state))
     with torch.inference_mode():
-        return torch.sigmoid(net(to_tensors(rows.bags, list(SIZES)))).numpy()
+        return torch.sigmoid(net(to_tensors(rows.bags, SIZES))).numpy()
 
 
 def test_torch_scores_what_scikit_learn_fitted() -> None:
@@ -49,10 +49,8 @@ def test_torch_scores_what_scikit_learn_fitted() -> None:
 
 def test_a_token_held_twice_counts_twice() -> None:
     net = LogisticNet([4])
-    net.load_state_dict(
-        {"weights.0": torch.tensor([[0.0], [0.0], [1.5], [-1.0]]), "bias": torch.tensor([0.5])}
-    )
-    bags = to_tensors({"apps": Ragged.from_lists([[2, 2, 3], [0]])}, ["apps"])
+    net.load_state_dict({"weights": torch.tensor([[0.0], [0.0], [1.5], [-1.0]]), "bias": torch.tensor([0.5])})
+    bags = to_tensors({"apps": Ragged.from_lists([[2, 2, 3], [0]])}, {"apps": 4})
     assert net(bags).tolist() == [2.5, 0.5]
 
 

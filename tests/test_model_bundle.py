@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines.steps.dnn_model import DnnConfig, TrainedDnn, train_dnn
+from pipelines.steps.dnn_model import DnnConfig, TrainedDnn
+from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.logistic_model import LogisticConfig, train_logistic
@@ -127,12 +129,13 @@ def test_a_torch_bundle_scores_as_the_trained_network(
 
     model = models["dnn"]
     assert isinstance(model, TrainedDnn)
-    net = AudienceNet([42, 4], embedding_dim=16, hidden=(128, 64)).eval()
+    parameters: dict[str, Any] = {n: value for n, value in model.architecture.items() if n != "name"}
+    net = AudienceNet([42, 4], **parameters).eval()
     net.load_state_dict(dict(model.state))
     write(tmp_path / "dnn", model)
     rows = simulated_rows(1_500, seed=1).bags
     with torch.inference_mode():
-        expected = torch.sigmoid(net(to_tensors(rows, ["apps", "model"]))).numpy()
+        expected = torch.sigmoid(net(to_tensors(rows, {"apps": 42, "model": 4}))).numpy()
     np.testing.assert_allclose(load_bundle(tmp_path / "dnn").score(rows), expected, rtol=0, atol=1e-6)
 
 
@@ -273,8 +276,8 @@ def test_fields_that_are_not_the_vocabularys_are_refused(dnn_bundle: Path) -> No
     [
         ({"engine": "mxnet"}, r"(?s)unknown engine.*mxnet.*'torch', 'xgboost'"),
         ({"architecture": {"name": "transformer"}}, r"(?s)unknown architecture.*transformer.*'audience_net'"),
-        ({"format_version": 2}, r"(?s)unknown format version.*found: +2.*expected: +1"),
-        ({"calibration": {"kind": "platt"}}, "a calibration that format 1 does not know"),
+        ({"format_version": 1}, r"(?s)unknown format version.*found: +1.*expected: +2"),
+        ({"calibration": {"method": "platt"}}, "a calibration is no strictly increasing map"),
         ({"surprise": 1}, "manifest of bundle .* cannot be read"),
     ],
 )

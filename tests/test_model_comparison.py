@@ -19,7 +19,9 @@ PROBABILITIES = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], dtype=np.floa
 
 
 def metrics(auc: float, average_precision: float = 0.5, rows: int = 100) -> Metrics:
-    return Metrics(auc, average_precision, 0.4, 0.9, 0.7, 0.5, 0.1, rows=rows, positives=20, base_rate=0.2)
+    return Metrics(
+        auc, average_precision, 0.4, 0.9, 0.7, 0.5, 0.1, 0.2, 0.01, rows, positives=20, base_rate=0.2
+    )
 
 
 def test_metrics_equal_hand_counted_values() -> None:
@@ -67,11 +69,13 @@ def test_one_class_is_refused() -> None:
 def test_the_table_has_a_line_per_model() -> None:
     table = comparison_table({"dnn": metrics(0.81234, rows=12_345), "xgboost": metrics(0.8)})
     assert table.splitlines() == [
-        "| model | AUC | average precision | log-loss | recall at precision 0.5 | 0.7 | 0.8 | 0.9 | rows"
-        " | positives | base rate |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-        "| dnn | 0.8123 | 0.5000 | 0.4000 | 0.9000 | 0.7000 | 0.5000 | 0.1000 | 12,345 | 20 | 0.2000 |",
-        "| xgboost | 0.8000 | 0.5000 | 0.4000 | 0.9000 | 0.7000 | 0.5000 | 0.1000 | 100 | 20 | 0.2000 |",
+        "| model | AUC | average precision | log-loss | recall at precision 0.5 | 0.7 | 0.8 | 0.9 | Brier"
+        " | calibration error | rows | positives | base rate |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| dnn | 0.8123 | 0.5000 | 0.4000 | 0.9000 | 0.7000 | 0.5000 | 0.1000 | 0.2000 | 0.0100 | 12,345"
+        " | 20 | 0.2000 |",
+        "| xgboost | 0.8000 | 0.5000 | 0.4000 | 0.9000 | 0.7000 | 0.5000 | 0.1000 | 0.2000 | 0.0100 | 100"
+        " | 20 | 0.2000 |",
     ]
 
 

@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 def bundle(bias: float, **properties: Any) -> Callable[[Path], Mapping[str, Any]]:
     """Writes the bundle of a model that gives every device the same probability."""
-    state = {"weights.0": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
+    state = {"weights": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
     model = TrainedLogistic(state, LogisticConfig(), chosen_c=1.0, validation_auc={1.0: 0.5})
 
     def write(directory: Path) -> Mapping[str, Any]:

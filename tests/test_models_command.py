@@ -65,7 +65,7 @@ class Place:
 
     def candidate(self, model: str, bias: float, auc: float, precise: float | None = 0.5) -> ModelRecord:
         """Trains a model that gives every device the same probability."""
-        state = {"weights.0": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
+        state = {"weights": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
         trained = TrainedLogistic(state, LogisticConfig(), chosen_c=1.0, validation_auc={1.0: auc})
         metrics = {"validation": {"auc": auc}}
 

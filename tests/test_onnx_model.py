@@ -404,7 +404,7 @@ class Logistic:
         return {"name": "logistic"}
 
     def weights(self) -> bytes:
-        state = {"weights.0": torch.tensor(self.apps)[:, None], "bias": torch.tensor([0.5])}
+        state = {"weights": torch.tensor(self.apps)[:, None], "bias": torch.tensor([0.5])}
         return safetensors.torch.save(state)
 
 

@@ -56,8 +56,8 @@ def test_eager_pytorch_gives_the_bits_of_the_bundle(
     network = AudienceNet(
         list(vocabulary.sizes.values()), embedding_dim=4, hidden=(8,), pooling=pooling, embedding_init_sd=1.0
     )
-    config = DnnConfig(embedding_dim=4, hidden=(8,), pooling=pooling)
-    model = TrainedDnn(network.state_dict(), config, curves=(), best_epoch=0)
+    config = DnnConfig.published(embedding_dim=4, hidden=(8,), pooling=pooling)
+    model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
     write_bundle(tmp_path / "net", model, vocabulary, training_days=[], code_version="test", metrics={})
 
     scores = parity.eager_scores(odd_rows, {"net": tmp_path / "net"})

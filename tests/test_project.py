@@ -160,6 +160,8 @@ def test_an_audience_has_defaults(workplace: Workplace) -> None:
         "seed": 0,
         "max_epochs": 40,
         "patience": 15,
+        "negatives_kept": 1.0,
+        "max_auc_loss": 0.01,
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
     }

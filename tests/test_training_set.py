@@ -18,6 +18,7 @@ from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION
 from pipelines.steps.training_set import (
     count_splits,
     encode_rows,
+    keep_negatives,
     label_days,
     label_devices,
     matured_as_of_days,
@@ -244,3 +245,30 @@ def test_rows_are_counted_by_day_and_split(frame: Frame) -> None:
         {"day": DAY, "split": TRAIN, "rows": 2, "positives": 1, "label_rate": 0.5},
         {"day": DAY, "split": TEST, "rows": 1, "positives": 0, "label_rate": 0.0},
     ]
+
+
+def test_only_training_negatives_are_left_out(spark: SparkSession) -> None:
+    rows = spark.range(60_000).select(
+        F.col("id").cast("string").alias("device_id"),
+        F.lit(DAY).alias("day"),
+        (F.col("id") % 2).alias("label"),
+        (F.floor(F.col("id") / 2) % 3).alias("split"),
+    )
+    kept = rows.where(keep_negatives(3, 0.25)).groupBy("split", "label").count().collect()
+    counts = {(row["split"], row["label"]): row["count"] for row in kept}
+    assert counts.pop((TRAIN, 0)) == pytest.approx(2_500, abs=4 * (10_000 * 0.25 * 0.75) ** 0.5)
+    assert set(counts.values()) == {10_000}
+    assert len(counts) == 5
+
+
+def test_the_same_seed_draws_the_same_negatives(spark: SparkSession) -> None:
+    rows = spark.range(1_000).select(
+        F.col("id").cast("string").alias("device_id"),
+        F.lit(DAY).alias("day"),
+        F.lit(0).alias("label"),
+        F.lit(TRAIN).alias("split"),
+    )
+    first, again, other = (
+        {row.device_id for row in rows.where(keep_negatives(seed, 0.5)).collect()} for seed in (1, 1, 2)
+    )
+    assert first == again != other

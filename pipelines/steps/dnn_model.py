@@ -1,11 +1,12 @@
-"""The audience network and its training: an embedding per field, averaged, then feed-forward.
+"""The audience network: an embedding per token, pooled per field, then feed-forward; and its settings.
 
-The whole network is in this file. Spark executors import it to score, so nothing that only
-training needs (scikit-learn) is imported at the top.
+The whole network is in this file. Spark executors import it to score; how it is trained is in `dnn_training`.
+
+Sizes in the docstrings: B rows, F fields, V_f ids of field f and V of all fields, D embedding width,
+M members of an ensemble, N tokens of a batch.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,31 +18,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pipelines.steps.errors import DataError, TrainingError
+from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
-from pipelines.steps.training_rows import (
-    TRAIN,
-    VALIDATION,
-    TrainingRows,
-    check_trainable,
-    check_vocabulary,
-)
 
 Pooling = Literal["mean", "sqrt_n"]
-Bags = Sequence[tuple[Tensor, Tensor]]
-"""Per field: ids [tokens] and offsets [rows + 1], both int32, the last offset being `tokens`."""
-
-EMBEDDING_EPSILON = 1e-4
-"""Adam's epsilon on embeddings. At the usual 1e-8 a token seen once moves as far as one seen a
-thousand times, and the best epoch is the first or second (the exploration in issue 4)."""
-SCORING_ROWS = 8_192
-"""Rows per forward pass when the validation split is scored between epochs."""
+Bags = tuple[Tensor, Tensor]
+"""Ids [N] in the one table of all fields and offsets [F·B + 1], int32; bag f·B + b is of field f, row b."""
+MIN_STEPS = 40
+"""Steps an epoch should have: fewer rows than that many batches are taken in smaller ones."""
 
 
 class AudienceNet(nn.Module):
-    """Per-field mean embedding → concatenation → ReLU/dropout layers → one logit.
+    """Embeddings pooled per field → concatenation → ReLU/dropout layers → one logit; M times, averaged.
 
-    B rows, F fields, D embedding width, N_f tokens of field f in the batch, V_f ids of field f.
+    With `pooling="mean"`, no token counts and one member this is the published network.
 
     Args:
         vocabulary_sizes: V_f of every field, in field order.
@@ -49,6 +39,9 @@ class AudienceNet(nn.Module):
         hidden: Width of each hidden layer.
         dropout: Share of hidden activations dropped in training.
         pooling: "mean", or "sqrt_n" (the sum over √n, which lets long lists weigh more).
+        token_counts: Whether the logarithm of each field's number of tokens is an input, too.
+        members: M; their embeddings lie side by side, so that all are looked up at once.
+        embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_sd: Standard deviation of the initial embeddings.
     """
 
@@ -60,45 +53,60 @@ class AudienceNet(nn.Module):
         hidden: Sequence[int],
         dropout: float = 0.0,
         pooling: Pooling = "mean",
+        token_counts: bool = False,
+        members: int = 1,
+        embedding_dropout: float = 0.0,
         embedding_init_sd: float = 0.01,
     ) -> None:
         super().__init__()
         if pooling not in ("mean", "sqrt_n"):
             raise ValueError(f"pooling is 'mean' or 'sqrt_n', not {pooling!r}")
-        self.pooling = pooling
-        self.embeddings = nn.ParameterList(  # V_f × D each
-            nn.Parameter(nn.init.normal_(torch.empty(size, embedding_dim), std=embedding_init_sd))
-            for size in vocabulary_sizes
-        )
-        layers: list[nn.Module] = []
-        width = len(vocabulary_sizes) * embedding_dim
-        for next_width in hidden:
-            layers += [nn.Linear(width, next_width), nn.ReLU(), nn.Dropout(dropout)]
-            width = next_width
-        self.feed_forward = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.fields, self.members, self.embedding_dim = len(vocabulary_sizes), members, embedding_dim
+        self.pooling, self.token_counts = pooling, token_counts
+        table = torch.empty(sum(vocabulary_sizes), members * embedding_dim)  # V × M·D
+        self.embeddings = nn.Parameter(nn.init.normal_(table, std=embedding_init_sd))
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
+        self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
 
     def forward(self, bags: Bags) -> Tensor:
-        """Logits.
+        """Logits [B] of `to_tensors`' ids [N] and offsets [F·B + 1]."""
+        ids, offsets = bags
+        lengths = offsets.diff().clamp(min=1).to(self.embeddings.dtype)  # F·B
+        mode = "mean" if self.pooling == "mean" else "sum"
+        pooled = functional.embedding_bag(ids, self.embeddings, offsets, mode=mode, include_last_offset=True)
+        if self.pooling == "sqrt_n":
+            pooled = pooled / lengths.sqrt().unsqueeze(1)  # F·B × M·D
+        rows = len(lengths) // self.fields
+        by_member = pooled.view(self.fields, rows, self.members, self.embedding_dim).permute(2, 1, 0, 3)
+        inputs = self.embedding_dropout(by_member.flatten(2))  # M × B × F·D
+        if self.token_counts:
+            counts = lengths.log().view(self.fields, rows).T.expand(self.members, -1, -1)  # M × B × F
+            inputs = torch.cat([inputs, counts], dim=2)
+        logits = [member(x) for member, x in zip(self.feed_forward, inputs, strict=True)]  # M of B × 1
+        return torch.stack(logits).mean(dim=0).squeeze(1)
 
-        Args:
-            bags: F pairs of ids [N_f] and offsets [B + 1]; see `to_tensors`.
 
-        Returns:
-            [B]
-        """
-        pooled = [  # F tensors of B × D
-            self._pool(weight, ids, offsets)
-            for weight, (ids, offsets) in zip(self.embeddings, bags, strict=True)
-        ]
-        logits: Tensor = self.feed_forward(torch.cat(pooled, dim=1))  # B × F·D → B × 1
-        return logits.squeeze(1)
+def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for next_width in hidden:
+        layers += [nn.Linear(width, next_width), nn.ReLU(), nn.Dropout(dropout)]
+        width = next_width
+    return nn.Sequential(*layers, nn.Linear(width, 1))
 
-    def _pool(self, weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        """[N_f], [B + 1] → B × D"""
-        if self.pooling == "mean":
-            return functional.embedding_bag(ids, weight, offsets, mode="mean", include_last_offset=True)
-        total = functional.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
-        return total / offsets.diff().clamp(min=1).sqrt().unsqueeze(1)
+
+def ensemble_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The weights of networks of one member each as those of one network with a member for each.
+
+    Args:
+        states: Parameter name → tensor, all of the same shapes.
+    """
+    merged = {"embeddings": torch.cat([state["embeddings"] for state in states], dim=1)}
+    for member, state in enumerate(states):
+        for name, tensor in state.items():
+            if name != "embeddings":
+                merged[name.replace("feed_forward.0.", f"feed_forward.{member}.", 1)] = tensor
+    return merged
 
 
 class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.device)
@@ -117,20 +125,28 @@ class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.dev
 
 @dataclass(frozen=True)
 class DnnConfig:
-    """How the network is built and trained.
+    """How the network is built and trained. Chosen on the validation splits of several sets of users.
 
     Attributes:
         embedding_dim: Width of every embedding.
         hidden: Width of each hidden layer.
         dropout: Share of hidden activations dropped in training.
         pooling: How a row's embeddings become one.
+        token_counts: Whether the number of a field's tokens is an input.
+        embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_sd: Standard deviation of the initial embeddings.
-        token_dropout: Share of a row's tokens left out in training; at least one always stays.
+        embedding_epsilon: Adam's epsilon on embeddings. At the usual 1e-8 a token seen once moves as far as
+            one seen a thousand times, and the best epoch is the first or second.
+        token_dropout: Share of a row's tokens left out in training; at least one of a field always stays.
+        members: Networks trained with seeds of their own, whose logits are averaged.
+        averaging: Decay of the exponential moving average of the weights, which is what is validated and
+            kept; 0 keeps the weights themselves.
         max_epochs: Epochs at most.
         patience: Epochs without gain in validation AUC after which training stops.
-        batch_rows: Rows per step.
+        batch_rows: Rows per step; None: 512, or as few as 32 where that leaves fewer than 40 steps an epoch.
         learning_rate: AdamW's step.
         weight_decay: AdamW's decoupled decay, on every parameter.
+        device: "cpu", "cuda", or "auto", which is CUDA where there is any.
         threads: Threads that training may use. One by default: the products of a batch are small, so
             a second thread saves little on an idle machine and costs a lot on a busy one (measured
             on 2 shared cores: 0.9 s per epoch with one thread, 3.4 s with two).
@@ -140,22 +156,60 @@ class DnnConfig:
     embedding_dim: int = 16
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.3
-    pooling: Pooling = "mean"
+    pooling: Pooling = "sqrt_n"
+    token_counts: bool = True
+    embedding_dropout: float = 0.2
     embedding_init_sd: float = 0.01
+    embedding_epsilon: float = 1e-4
     token_dropout: float = 0.2
+    members: int = 3
+    averaging: float = 0.99
     max_epochs: int = 40
     patience: int = 15
-    batch_rows: int = 512
+    batch_rows: int | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
     seed: int = 0
+
+    @classmethod
+    def published(cls, **changes: Any) -> "DnnConfig":
+        """The network as it was published: mean pooling, nothing else, one member, plain AdamW."""
+        plain: dict[str, Any] = {
+            "pooling": "mean",
+            "token_counts": False,
+            "embedding_dropout": 0.0,
+            "token_dropout": 0.0,
+            "embedding_epsilon": 1e-8,
+            "members": 1,
+            "averaging": 0.0,
+        }
+        return cls(**plain | changes)
+
+    def rows_per_step(self, rows: int) -> int:
+        """The batch size for so many training rows."""
+        if self.batch_rows is not None:
+            return self.batch_rows
+        return next((size for size in (512, 256, 128, 64) if rows >= MIN_STEPS * size), 32)
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """Parameters from which a bundle builds the same network again."""
+        return {
+            "embedding_dim": self.embedding_dim,
+            "hidden": list(self.hidden),
+            "pooling": self.pooling,
+            "token_counts": self.token_counts,
+            "members": self.members,
+        }
 
 
 @dataclass(frozen=True)
 class EpochReport:
     """One point of the training curves; losses are mean binary cross-entropy, in nats."""
 
+    member: int
     epoch: int
     train_loss: float
     validation_loss: float
@@ -164,7 +218,7 @@ class EpochReport:
 
     def __str__(self) -> str:
         return (
-            f"epoch {self.epoch}: train loss {self.train_loss:.4f}, validation loss "
+            f"member {self.member}, epoch {self.epoch}: train loss {self.train_loss:.4f}, validation loss "
             f"{self.validation_loss:.4f}, AUC {self.validation_auc:.4f}"
             f"{' (best)' if self.best_so_far else ''}"
         )
@@ -172,47 +226,48 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainedDnn:
-    """The best epoch's weights, with the curves that show how they were reached.
+    """Each member's best epoch, with the curves that show how it was reached.
 
     Attributes:
-        state: Parameter name → float32 tensor.
+        state: Parameter name → float32 tensor, of an `AudienceNet`.
         config: What it was trained with.
-        curves: One report per epoch, from epoch 1.
-        best_epoch: The epoch whose weights these are.
+        curves: One report per member and epoch, from 1.
+        best_epochs: Of each member, the epoch whose weights these are.
     """
 
     state: Mapping[str, Tensor]
     config: DnnConfig
     curves: tuple[EpochReport, ...]
-    best_epoch: int
+    best_epochs: tuple[int, ...]
 
     engine = "torch"
 
     @property
     def architecture(self) -> dict[str, object]:
         """Name and parameters from which a bundle builds the same network again."""
-        return {
-            "name": "audience_net",
-            "embedding_dim": self.config.embedding_dim,
-            "hidden": list(self.config.hidden),
-            "dropout": self.config.dropout,
-            "pooling": self.config.pooling,
-        }
+        return {"name": "audience_net", **self.config.architecture}
 
     def weights(self) -> bytes:
         """The content of weights.safetensors."""
         return safetensors.torch.save(dict(self.state))
 
 
-def to_tensors(rows: EncodedRows, fields: Sequence[str]) -> Bags:
-    """A batch as the network reads it; the arrays are shared, not copied, where types allow.
+def pack(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Ragged:
+    """All fields' bags as one: field after field, ids shifted to the field's place in the one table.
+
+    Args:
+        rows: Field name → ids of B rows.
+        vocabulary_sizes: V_f by name, in field order.
+
+    Returns:
+        F·B bags; bag f·B + b is row b's of field f.
 
     Raises:
-        DataError: The offsets do not end at the number of ids. PyTorch does not refuse them: it
-            silently drops or repeats tokens (pytorch/pytorch#52851).
+        DataError: The offsets of a field do not end at its number of ids. PyTorch does not refuse
+            them: it silently drops or repeats tokens (pytorch/pytorch#52851).
     """
-    bags = []
-    for name in fields:
+    values, lengths, first = [], [], 0
+    for name, size in vocabulary_sizes.items():
         bag = rows[name]
         if bag.offsets[0] != 0 or bag.offsets[-1] != len(bag.values):
             raise DataError(
@@ -221,9 +276,21 @@ def to_tensors(rows: EncodedRows, fields: Sequence[str]) -> Bags:
                 expected=f"offsets from 0 to {len(bag.values)}",
                 remedy="build the batch with Ragged.slice or Ragged.take",
             )
-        ids = torch.from_numpy(np.ascontiguousarray(bag.values, dtype=np.int32))
-        bags.append((ids, torch.from_numpy(bag.offsets.astype(np.int32))))
-    return bags
+        values.append(bag.values + np.int32(first))
+        lengths.append(bag.lengths)
+        first += size
+    return Ragged.of_lengths(np.concatenate(values), np.concatenate(lengths))
+
+
+def to_tensors(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Bags:
+    """A batch as a network reads it; arguments and errors as `pack`."""
+    return as_tensors(pack(rows, vocabulary_sizes))
+
+
+def as_tensors(packed: Ragged, device: str = "cpu") -> Bags:
+    """What `pack` made, as a network reads it; on a CPU the ids are shared, not copied."""
+    ids = torch.from_numpy(np.ascontiguousarray(packed.values, dtype=np.int32))
+    return ids.to(device), torch.from_numpy(packed.offsets.astype(np.int32)).to(device)
 
 
 @contextmanager
@@ -235,152 +302,3 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def train_dnn(
-    rows: TrainingRows,
-    vocabulary_sizes: Mapping[str, int],
-    config: DnnConfig,
-    progress: Callable[[EpochReport], None],
-) -> TrainedDnn:
-    """Trains on the TRAIN rows, keeps the epoch that ranks the VALIDATION rows best.
-
-    The same rows and config give the same weights; PyTorch's global random state is untouched.
-
-    Args:
-        rows: All splits; TEST is never read.
-        vocabulary_sizes: Field name → number of ids.
-        config: How.
-        progress: Called after every epoch.
-
-    Raises:
-        TrainingError: The rows are not trainable, or the loss is not finite.
-    """
-    check_trainable(rows, splits=(TRAIN, VALIDATION))
-    check_vocabulary(rows.bags, vocabulary_sizes)
-    train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
-    # dropout knows no generator of its own, so the global one is borrowed and put back
-    with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = AudienceNet(
-            list(vocabulary_sizes.values()),
-            embedding_dim=config.embedding_dim,
-            hidden=config.hidden,
-            dropout=config.dropout,
-            pooling=config.pooling,
-            embedding_init_sd=config.embedding_init_sd,
-        )
-        return _fit(network, train, validation, config, progress)
-
-
-def _fit(
-    network: AudienceNet,
-    train: TrainingRows,
-    validation: TrainingRows,
-    config: DnnConfig,
-    progress: Callable[[EpochReport], None],
-) -> TrainedDnn:
-    # training only: executors that score need no scikit-learn
-    from pipelines.steps.model_comparison import evaluate
-
-    shuffler = np.random.default_rng(config.seed)
-    parameter_groups: list[dict[str, Any]] = [
-        {"params": list(network.embeddings), "eps": EMBEDDING_EPSILON},
-        {"params": list(network.feed_forward.parameters())},
-    ]
-    optimizer = torch.optim.AdamW(
-        parameter_groups,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    curves: list[EpochReport] = []
-    best_auc, best_epoch, best_state = -math.inf, 0, _copy_state(network)
-    for epoch in range(1, config.max_epochs + 1):
-        train_loss = _train_epoch(network, optimizer, train, config, shuffler, epoch)
-        metrics = evaluate(validation.labels, _probabilities(network, validation.bags))
-        gained = metrics.auc > best_auc
-        if gained:
-            best_auc, best_epoch, best_state = metrics.auc, epoch, _copy_state(network)
-        report = EpochReport(epoch, train_loss, metrics.log_loss, metrics.auc, best_so_far=gained)
-        curves.append(report)
-        progress(report)
-        if epoch - best_epoch >= config.patience:
-            break
-    return TrainedDnn(best_state, config, tuple(curves), best_epoch)
-
-
-def _train_epoch(
-    network: AudienceNet,
-    optimizer: torch.optim.Optimizer,
-    train: TrainingRows,
-    config: DnnConfig,
-    shuffler: np.random.Generator,
-    epoch: int,
-) -> float:
-    """One pass over the rows in a new order; the mean loss."""
-    network.train()
-    total_loss = 0.0
-    for labels, bags in _batches(train, config, shuffler):
-        optimizer.zero_grad(set_to_none=True)
-        loss = functional.binary_cross_entropy_with_logits(network(bags), labels)
-        loss_value = loss.item()
-        if not math.isfinite(loss_value):
-            raise TrainingError(
-                f"the training loss is not finite in epoch {epoch}",
-                found=loss_value,
-                expected="a finite loss",
-                remedy=f"lower learning_rate, now {config.learning_rate}",
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total_loss += loss_value * len(labels)
-    return total_loss / train.rows
-
-
-def _batches(
-    train: TrainingRows, config: DnnConfig, shuffler: np.random.Generator
-) -> Iterator[tuple[Tensor, Bags]]:
-    """Labels [B] and bags of each batch; the last one may be short."""
-    fields = list(train.bags)
-    order = shuffler.permutation(train.rows)
-    for start in range(0, train.rows, config.batch_rows):
-        chosen = order[start : start + config.batch_rows]
-        bags = {name: bag.take(chosen) for name, bag in train.bags.items()}
-        if config.token_dropout > 0:
-            bags = {name: _drop_tokens(bag, config.token_dropout, shuffler) for name, bag in bags.items()}
-        yield torch.from_numpy(train.labels[chosen]), to_tensors(bags, fields)
-
-
-def _drop_tokens(bag: Ragged, share: float, random: np.random.Generator) -> Ragged:
-    """Leaves out tokens at random; a row that would lose all of them keeps all."""
-    kept = random.random(len(bag.values), dtype=np.float32) >= share
-    kept_lengths = _lengths_of_kept(kept, bag)
-    emptied = kept_lengths == 0
-    if emptied.any():
-        kept |= np.repeat(emptied, bag.lengths)
-        kept_lengths = np.where(emptied, bag.lengths, kept_lengths)
-    return Ragged(bag.values[kept], np.concatenate([[0], np.cumsum(kept_lengths)]))
-
-
-def _lengths_of_kept(kept: np.ndarray, bag: Ragged) -> np.ndarray:
-    kept_before = np.concatenate([[0], np.cumsum(kept)])
-    return np.diff(kept_before[bag.offsets])
-
-
-@torch.inference_mode()
-def _probabilities(network: AudienceNet, bags: EncodedRows) -> np.ndarray:
-    """float32 [rows]"""
-    network.eval()
-    fields = list(bags)
-    rows = bags[fields[0]].rows
-    logits = []
-    for start in range(0, rows, SCORING_ROWS):
-        stop = min(start + SCORING_ROWS, rows)
-        batch = {name: bag.slice(start, stop) for name, bag in bags.items()}
-        logits.append(network(to_tensors(batch, fields)))
-    return torch.sigmoid(torch.cat(logits)).numpy()
-
-
-def _copy_state(network: AudienceNet) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

@@ -57,11 +57,16 @@ class Ragged:
 
     def take(self, rows: np.ndarray) -> "Ragged":
         """The rows named, in the order named."""
-        lengths = self.lengths[rows]
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        offsets = _offsets_of(lengths)
+        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return Ragged(self.values[positions], offsets)
+
+    @classmethod
+    def of_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
+        """Values row after row, with the number of each row's."""
+        return cls(values, _offsets_of(lengths))
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
@@ -151,6 +156,16 @@ class FieldVocabulary:
             offsets = _offsets_of(np.maximum(lengths, 1))
         return Ragged(ids, offsets)
 
+    def translate(self, bag: Ragged, given: "FieldVocabulary") -> Ragged:
+        """Ids that another vocabulary of the field gave, as this one's."""
+        reserved = np.asarray([MISSING_ID, UNKNOWN_ID], dtype=np.int32)
+        ids = np.concatenate([reserved, self._ids_of(pa.array(given.tokens, pa.string()))])[bag.values]
+        lengths = bag.lengths
+        if len(lengths) and lengths.max() > self.max_length:
+            ids = ids[_is_kept(bag.offsets, lengths, self.max_length)]
+            lengths = np.minimum(lengths, self.max_length)
+        return Ragged.of_lengths(ids, lengths)
+
     def _ids_of(self, tokens: pa.Array) -> np.ndarray:
         """int32, one id per token. Of tokens in a dictionary, only the distinct ones are looked up."""
         if pa.types.is_dictionary(tokens.type):
@@ -205,6 +220,22 @@ class Vocabulary:
     def sizes(self) -> dict[str, int]:
         """Field name → number of ids, the reserved ones included."""
         return {field.name: field.size for field in self.fields}
+
+    def translate(self, rows: EncodedRows, given: "Vocabulary") -> EncodedRows:
+        """Rows that another vocabulary encoded, as this one would have: known tokens keep their meaning.
+
+        What `given` did not know stays unknown, and a field that it lacks is missing in every row.
+        """
+        number = next(iter(rows.values())).rows
+        fields = {field.name: field for field in given.fields}
+        return {
+            field.name: field.translate(rows[field.name], fields[field.name])
+            if field.name in fields
+            else Ragged.of_lengths(
+                np.full(number, MISSING_ID, dtype=np.int32), np.ones(number, dtype=np.int64)
+            )
+            for field in self.fields
+        }
 
     def encode(self, batch: pa.RecordBatch | pa.Table) -> EncodedRows:
         """Ids of every field of a batch of feature tokens; the only way tokens become ids."""

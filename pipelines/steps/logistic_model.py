@@ -26,27 +26,19 @@ from pipelines.steps.training_rows import (
 
 
 class LogisticNet(nn.Module):
-    """Sum of one weight per token, plus a bias. B rows, N_f tokens and V_f ids of field f."""
+    """Sum of one weight per token, plus a bias. B rows, F fields, N tokens and V ids of all fields."""
 
     def __init__(self, vocabulary_sizes: Sequence[int]) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(size, 1)) for size in vocabulary_sizes)
+        self.fields = len(vocabulary_sizes)
+        self.weights = nn.Parameter(torch.zeros(sum(vocabulary_sizes), 1))  # V × 1
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, bags: Bags) -> Tensor:
-        """Logits.
-
-        Args:
-            bags: Per field ids [N_f] and offsets [B + 1].
-
-        Returns:
-            [B]
-        """
-        sums = [  # B × 1 per field
-            functional.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
-            for weight, (ids, offsets) in zip(self.weights, bags, strict=True)
-        ]
-        return torch.cat(sums, dim=1).sum(dim=1) + self.bias
+        """Logits [B] of `to_tensors`' ids [N] and offsets [F·B + 1]."""
+        ids, offsets = bags
+        sums = functional.embedding_bag(ids, self.weights, offsets, mode="sum", include_last_offset=True)
+        return sums.view(self.fields, -1).sum(dim=0) + self.bias
 
 
 @dataclass(frozen=True)
@@ -142,16 +134,8 @@ def train_logistic(
             remedy="name values in inverse_regularization",
         )
     chosen_c, coefficients, intercept = best
-    return TrainedLogistic(_to_state(coefficients, intercept, vocabulary_sizes), config, chosen_c, aucs)
-
-
-def _to_state(
-    coefficients: np.ndarray, intercept: float, vocabulary_sizes: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Coefficients [sum of V_f], the fields side by side → a LogisticNet's V_f × 1 each."""
-    ends = np.cumsum(list(vocabulary_sizes.values()))
     state = {
-        f"weights.{index}": torch.from_numpy(part.astype(np.float32)).unsqueeze(1)
-        for index, part in enumerate(np.split(coefficients, ends[:-1]))
+        "weights": torch.from_numpy(coefficients.astype(np.float32)).unsqueeze(1),
+        "bias": torch.tensor([intercept], dtype=torch.float32),
     }
-    return state | {"bias": torch.tensor([intercept], dtype=torch.float32)}
+    return TrainedLogistic(state, config, chosen_c, aucs)

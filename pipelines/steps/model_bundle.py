@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipelines.steps.calibration import Calibration
 from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged, Vocabulary
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     import xgboost
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "bundle.json"
 VOCABULARY_FILE = "vocabulary.json"
 VERSION_CHARACTERS = 16
@@ -56,7 +57,7 @@ class BundleManifest:
         metrics: Split name → metric name → value.
         weights_file: Name of the weights file.
         weights_sha256: Of the weights file.
-        calibration: Reserved: always null in format 1.
+        calibration: How the engine's probabilities become those that are delivered; None: they are.
         format_version: Of the bundle.
     """
 
@@ -69,7 +70,7 @@ class BundleManifest:
     metrics: Mapping[str, Mapping[str, float]]
     weights_file: str
     weights_sha256: str
-    calibration: None = None
+    calibration: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> bytes:
@@ -110,10 +111,12 @@ def write_bundle(
     training_days: Sequence[str],
     code_version: str,
     metrics: Mapping[str, Mapping[str, float]],
+    calibration: Calibration | None = None,
 ) -> BundleManifest:
     """Writes a bundle: all of it or nothing.
 
-    A bundle never changes once written: writing the same content again does nothing.
+    A bundle never changes once written: writing the same content again does nothing. The bundles that a
+    model is made of (its `members`, where it has any) are copied into it.
 
     Raises:
         BundleError: The directory holds something else already, or the engine is unknown.
@@ -130,6 +133,7 @@ def write_bundle(
         metrics=metrics,
         weights_file=engine.weights_file,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        calibration=calibration.to_dict() if calibration else None,
     )
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -137,6 +141,8 @@ def write_bundle(
         (staging / engine.weights_file).write_bytes(weights)
         vocabulary.save(staging / VOCABULARY_FILE)
         (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
+        for name, member in getattr(model, "members", {}).items():
+            shutil.copytree(member, staging / "members" / name)
         staging.chmod(0o755)  # mkdtemp's are private, a bundle is read by other accounts
         if directory.exists():
             _refuse_other_content(directory, staging)
@@ -156,8 +162,8 @@ def bundle_version(directory: Path) -> str:
     """
     _read_manifest_bytes(directory)
     content = hashlib.sha256()
-    for path in sorted(path for path in directory.iterdir() if path.is_file()):
-        content.update(f"{path.name}\0{_sha256(path)}\n".encode())
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        content.update(f"{path.relative_to(directory).as_posix()}\0{_sha256(path)}\n".encode())
     return content.hexdigest()[:VERSION_CHARACTERS]
 
 
@@ -187,13 +193,6 @@ def read_manifest(directory: Path) -> BundleManifest:
         manifest = BundleManifest(**parsed)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged_manifest(directory, error) from error
-    if manifest.calibration is not None:
-        raise BundleError(
-            f"bundle {directory} has a calibration that format {FORMAT_VERSION} does not know",
-            found=manifest.calibration,
-            expected="null",
-            remedy="score with the code version that wrote it",
-        )
     return manifest
 
 
@@ -236,7 +235,24 @@ def load_bundle(directory: Path, *, expected_vocabulary_hash: str | None = None,
             expected=manifest.weights_sha256,
             remedy="restore the bundle, or train again",
         )
-    return engine.load(weights, manifest, vocabulary, threads)
+    scorer = engine.load(weights, manifest, vocabulary, threads)
+    if manifest.calibration is None:
+        return scorer
+    return CalibratedScorer(scorer, Calibration.from_dict(manifest.calibration))
+
+
+class CalibratedScorer:
+    """What another scorer says, calibrated."""
+
+    def __init__(self, scorer: Scorer, calibration: Calibration) -> None:
+        self.manifest = scorer.manifest
+        self.vocabulary = scorer.vocabulary
+        self._scorer = scorer
+        self._calibration = calibration
+
+    def score(self, rows: EncodedRows) -> np.ndarray:
+        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
+        return self._calibration.apply(self._scorer.score(rows))
 
 
 class TorchScorer:
@@ -261,13 +277,13 @@ class TorchScorer:
         from pipelines.steps.dnn_model import to_tensors, torch_threads
 
         count = check_rows(rows, self.manifest)
-        fields = [field.name for field in self.manifest.fields]
+        sizes = {field.name: field.vocabulary_size for field in self.manifest.fields}
         probabilities = np.empty(count, dtype=np.float32)
         with torch.inference_mode(), torch_threads(self._threads):
             for start in range(0, count, SCORE_BATCH_ROWS):
                 stop = min(start + SCORE_BATCH_ROWS, count)
-                batch = {name: full_batch(rows[name].slice(start, stop)) for name in fields}
-                logits = self._network(to_tensors(batch, fields))
+                batch = {name: full_batch(rows[name].slice(start, stop)) for name in sizes}
+                logits = self._network(to_tensors(batch, sizes))
                 probabilities[start:stop] = torch.sigmoid(logits).numpy()[: stop - start]
         return probabilities
 
@@ -374,6 +390,17 @@ ONNX_ARCHITECTURES = ("graph",)
 """The graph carries the model; the architecture says how ids are handed to it."""
 
 
+def _load_blend(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
+    from pipelines.steps.blend_model import load_blend
+
+    _architecture_name(BLEND_ARCHITECTURES, weights, manifest)
+    return load_blend(weights, manifest, vocabulary, threads)
+
+
+BLEND_ARCHITECTURES = ("logit_mean",)
+"""The members carry the models."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """What can score a bundle.
@@ -391,6 +418,7 @@ ENGINES: Mapping[str, Engine] = {
     "torch": Engine("weights.safetensors", _load_torch),
     "xgboost": Engine("model.ubj", _load_xgboost),
     "onnx": Engine("model.onnx", _load_onnx),
+    "blend": Engine("members.json", _load_blend),
 }
 
 

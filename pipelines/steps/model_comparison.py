@@ -11,6 +11,10 @@ from sklearn.metrics import average_precision_score, log_loss, precision_recall_
 
 from pipelines.steps.errors import DataError, TrainingError
 
+RESAMPLES = 500
+"""Of a bootstrap."""
+CALIBRATION_BINS = 10
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -22,6 +26,9 @@ class Metrics:
         log_loss: Mean negative log-likelihood, in nats.
         recall_at_precision_50: The highest recall of any threshold whose precision is at least
             0.5; 0 where there is none. Likewise for 70, 80 and 90.
+        brier: Mean squared difference of probability and label.
+        calibration_error: Expected calibration error: over ten bins of equally many rows, the mean
+            absolute difference of mean probability and rate of positives.
         rows: Rows measured.
         positives: Rows labelled 1.
         base_rate: positives / rows.
@@ -34,6 +41,8 @@ class Metrics:
     recall_at_precision_70: float
     recall_at_precision_80: float
     recall_at_precision_90: float
+    brier: float
+    calibration_error: float
     rows: int
     positives: int
     base_rate: float
@@ -86,10 +95,76 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
         recall_at_precision_70=recall_at(0.7),
         recall_at_precision_80=recall_at(0.8),
         recall_at_precision_90=recall_at(0.9),
+        brier=float(np.mean((probabilities - labels) ** 2)),
+        calibration_error=_calibration_error(labels, probabilities),
         rows=len(labels),
         positives=positives,
         base_rate=positives / len(labels),
     )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much one model's figure is above another's on the same rows, with a 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def compare_auc(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    others: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """AUC of one model minus another's, by a paired bootstrap: both are measured on each resample.
+
+    Args:
+        labels: [rows], 0 or 1.
+        probabilities: [rows], the one model's.
+        others: [rows], the other's.
+        resamples: Of the rows, with replacement.
+        seed: Of the resamples.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    _, others = _checked(labels, others)
+    random = np.random.default_rng(seed)
+    first, second = _WeightedAuc(labels, probabilities), _WeightedAuc(labels, others)
+    differences = []
+    for _ in range(resamples):
+        weights = np.bincount(random.integers(0, len(labels), len(labels)), minlength=len(labels))
+        differences.append(first(weights) - second(weights))
+    low, high = np.nanpercentile(differences, [2.5, 97.5])  # a resample of one class has no AUC
+    everything = np.ones(len(labels))
+    return Difference(first(everything) - second(everything), float(low), float(high))
+
+
+class _WeightedAuc:
+    """AUC of rows that count several times, without sorting them again: O(rows) a resample."""
+
+    def __init__(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        self._order = np.argsort(probabilities, kind="stable")
+        ranked = probabilities[self._order]
+        self._positive = labels[self._order] == 1
+        self._starts = np.concatenate([[0], np.flatnonzero(np.diff(ranked)) + 1])
+
+    def __call__(self, weights: np.ndarray) -> float:
+        ranked = weights[self._order].astype(np.float64)
+        positives = np.add.reduceat(np.where(self._positive, ranked, 0.0), self._starts)
+        negatives = np.add.reduceat(np.where(self._positive, 0.0, ranked), self._starts)
+        below = np.cumsum(negatives) - negatives / 2  # of equal scores, half count as below
+        pairs = positives.sum() * negatives.sum()
+        return float((positives * below).sum() / pairs) if pairs else float("nan")
+
+
+def _calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    order = np.argsort(probabilities, kind="stable")
+    bins = [part for part in np.array_split(order, CALIBRATION_BINS) if len(part)]
+    gaps = [abs(probabilities[part].mean() - labels[part].mean()) * len(part) for part in bins]
+    return float(sum(gaps) / len(labels))
 
 
 def comparison_table(metrics_by_model: Mapping[str, Metrics]) -> str:
@@ -102,6 +177,8 @@ def comparison_table(metrics_by_model: Mapping[str, Metrics]) -> str:
         ("recall_at_precision_70", "0.7"),
         ("recall_at_precision_80", "0.8"),
         ("recall_at_precision_90", "0.9"),
+        ("brier", "Brier"),
+        ("calibration_error", "calibration error"),
         ("rows", "rows"),
         ("positives", "positives"),
         ("base_rate", "base rate"),

@@ -523,29 +523,49 @@ def _audience_net_logits(
 ) -> str:
     """As AudienceNet.forward."""
     at_least_one = graph.constant(1)
-    pooled = []
-    for place, field in enumerate(graph.fields):
-        sums, lengths = graph.bag_sums(field, state[f"embeddings.{place}"])
-        divisor = graph.node("Cast", graph.node("Max", lengths, at_least_one), to=FLOAT)
-        if architecture.get("pooling", "mean") == "sqrt_n":
-            divisor = graph.node("Sqrt", divisor)
-        pooled.append(graph.node("Div", sums, divisor))
-    values = graph.node("Concat", *pooled, axis=1)
-    layers = sorted(
-        (name for name in state if name.endswith(".weight")), key=lambda name: int(name.split(".")[1])
-    )
+    members, width = architecture.get("members", 1), architecture["embedding_dim"]
+    pooled: list[list[str]] = [[] for _ in range(members)]
+    counts: list[str] = []
+    for field, embeddings in zip(graph.fields, _by_field(graph, state["embeddings"]), strict=True):
+        for member in range(members):
+            sums, lengths = graph.bag_sums(field, embeddings[:, member * width : (member + 1) * width])
+            length = graph.node("Cast", graph.node("Max", lengths, at_least_one), to=FLOAT)
+            divisor = graph.node("Sqrt", length) if architecture.get("pooling") == "sqrt_n" else length
+            pooled[member].append(graph.node("Div", sums, divisor))
+        counts.append(graph.node("Log", length))
+    if not architecture.get("token_counts"):
+        counts = []
+    logits = [
+        _feed_forward_logits(
+            graph, state, f"feed_forward.{member}.", graph.node("Concat", *inputs, *counts, axis=1)
+        )
+        for member, inputs in enumerate(pooled)
+    ]
+    return graph.node("Squeeze", graph.node("Mean", *logits), graph.constant([1]))
+
+
+def _feed_forward_logits(
+    graph: _GraphWriter, state: Mapping[str, np.ndarray], prefix: str, values: str
+) -> str:
+    layers = sorted(int(n.split(".")[2]) for n in state if n.startswith(prefix) and n.endswith(".weight"))
     for layer in layers:
-        weight = graph.constant(state[layer], np.float32)
-        bias = graph.constant(state[layer.replace("weight", "bias")], np.float32)
+        weight = graph.constant(state[f"{prefix}{layer}.weight"], np.float32)
+        bias = graph.constant(state[f"{prefix}{layer}.bias"], np.float32)
         if layer != layers[0]:
             values = graph.node("Relu", values)
         values = graph.node("Gemm", values, weight, bias, transB=1)
-    return graph.node("Squeeze", values, graph.constant([1]))
+    return values
+
+
+def _by_field(graph: _GraphWriter, table: np.ndarray) -> list[np.ndarray]:
+    """The one table of all fields' tokens, cut into each field's."""
+    return np.split(table, np.cumsum([field.vocabulary_size for field in graph.fields])[:-1])
 
 
 def _logistic_logits(graph: _GraphWriter, state: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> str:
     """As LogisticNet.forward."""
-    sums = [graph.bag_sums(field, state[f"weights.{place}"])[0] for place, field in enumerate(graph.fields)]
+    tables = _by_field(graph, state["weights"])
+    sums = [graph.bag_sums(field, table)[0] for field, table in zip(graph.fields, tables, strict=True)]
     total = graph.node("ReduceSum", graph.node("Concat", *sums, axis=1), graph.constant([1]), keepdims=0)
     return graph.node("Add", total, graph.constant(state["bias"], np.float32))
 

@@ -370,6 +370,9 @@ class Training(_Section):
         patience: Stop after so many passes without a better validation AUC.
         validation_fraction: Share of devices kept for early stopping.
         test_fraction: Share of devices that only the comparison of models sees.
+        negatives_kept: Share of the training devices without a conversion that are trained on, where they
+            are too many; probabilities are corrected for it.
+        max_auc_loss: A new champion may rank the validation devices worse than the former one by this much.
     """
 
     seed: int = Field(default=0, ge=0)
@@ -377,6 +380,8 @@ class Training(_Section):
     patience: int = Field(default=15, ge=1)
     validation_fraction: Share = 0.2
     test_fraction: Share = 0.2
+    negatives_kept: float = Field(default=1.0, ge=0.0001, le=1)
+    max_auc_loss: float = Field(default=0.01, ge=0, le=0.5)
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> Self:

@@ -4,7 +4,8 @@ What belongs here: reading the training set, the refusals that hold for every mo
 matrix that the baselines read. What does not: anything about one kind of model.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,43 +43,114 @@ class TrainingRows:
 
     def subset(self, split: int) -> "TrainingRows":
         """The rows of one split, in their order."""
-        rows = np.flatnonzero(self.split == split)
+        return self.where(self.split == split)
+
+    def where(self, chosen: np.ndarray) -> "TrainingRows":
+        """The rows chosen, bool [rows], in their order."""
+        rows = np.flatnonzero(chosen)
         bags = {name: bag.take(rows) for name, bag in self.bags.items()}
         return TrainingRows(self.labels[rows], self.split[rows], bags)
 
+    @classmethod
+    def concatenated(cls, parts: Sequence["TrainingRows"]) -> "TrainingRows":
+        """The rows of several, of the same fields."""
+        return cls(
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.split for part in parts]),
+            {name: _concatenate([part.bags[name] for part in parts]) for name in parts[0].bags},
+        )
 
-def read_training_rows(paths: Sequence[Path], fields: Sequence[str]) -> TrainingRows:
-    """Reads Parquet files of `label` (int8), `split` (int8) and one list<int32> column per field.
 
-    One row group at a time, straight into flat arrays: no Python object per row.
+class TrainingFiles:
+    """Parquet files of `label` (int8), `split` (int8) and one list<int32> column per field, read in groups.
+
+    Args:
+        paths: The files.
+        fields: Field names, in field order.
 
     Raises:
-        DataError: There is no file, or a column is missing, null or of another type.
+        DataError: There is no file, one cannot be read, or a column is missing, null or of another type.
     """
-    if not paths:
-        raise DataError(
-            "the training set has no files",
-            found="an empty list of paths",
-            expected="at least one Parquet file",
-            remedy="materialize training_set first",
-        )
-    labels: list[np.ndarray] = []
-    split: list[np.ndarray] = []
-    pieces: dict[str, list[Ragged]] = {name: [] for name in fields}
-    for path in paths:
+
+    def __init__(self, paths: Sequence[Path], fields: Sequence[str]) -> None:
+        if not paths:
+            raise DataError(
+                "the training set has no files",
+                found="an empty list of paths",
+                expected="at least one Parquet file",
+                remedy="materialize training_set first",
+            )
+        self._fields = list(fields)
+        self._groups: list[tuple[Path, int]] = []
+        for path in paths:
+            with _open_parquet(path) as file:
+                _check_schema(path, file.schema_arrow, fields)
+                self._groups += [(path, group) for group in range(file.num_row_groups)]
+
+    @property
+    def groups(self) -> int:
+        """Number of row groups."""
+        return len(self._groups)
+
+    def read(self, splits: Collection[int] | None = None) -> TrainingRows:
+        """All rows, or those of some splits, straight into flat arrays: no Python object per row."""
+        groups = [self._read(group, self._fields) for group in range(self.groups)]
+        if splits is not None:
+            groups = [rows.where(np.isin(rows.split, list(splits))) for rows in groups]
+        return TrainingRows.concatenated(groups) if groups else _no_rows(self._fields)
+
+    def read_group(self, group: int, split: int) -> TrainingRows:
+        """The rows of a split in one row group."""
+        return self._read(group, self._fields).subset(split)
+
+    def labels(self, split: int) -> np.ndarray:
+        """float32 [rows of the split], in the order of the files."""
+        found = [self._read(group, []).subset(split).labels for group in range(self.groups)]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.float32)
+
+    def check(self, vocabulary_sizes: Mapping[str, int]) -> None:
+        """As `check_trainable` and `check_vocabulary`, of TRAIN and VALIDATION.
+
+        Raises:
+            TrainingError: As these.
+        """
+        empty = set(self._fields)
+        labels, split = [], []
+        for group in range(self.groups):
+            rows = self._read(group, self._fields)
+            check_vocabulary(rows.bags, vocabulary_sizes)
+            train = rows.subset(TRAIN)
+            empty -= {name for name in empty if np.any(train.bags[name].values != MISSING_ID)}
+            labels.append(rows.labels)
+            split.append(rows.split)
+        _require_fields(self._fields)
+        _check_labels(TrainingRows(np.concatenate(labels), np.concatenate(split), {}), (TRAIN, VALIDATION))
+        for name in self._fields:
+            if name in empty:
+                raise _no_token(name, int(sum(np.count_nonzero(part == TRAIN) for part in split)))
+
+    def fingerprint(self) -> bytes:
+        """Of names, sizes and times: a file of the lake never changes once written."""
+        paths = sorted({path for path, _ in self._groups})
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        return hashlib.sha256(repr((stats, self._fields)).encode()).digest()
+
+    def _read(self, group: int, fields: Sequence[str]) -> TrainingRows:
+        path, number = self._groups[group]
         with _open_parquet(path) as file:
-            _check_schema(path, file.schema_arrow, fields)
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["label", "split", *fields])
-                labels.append(_flat_column(path, table, "label").astype(np.float32))
-                split.append(_flat_column(path, table, "split").astype(np.int8))
-                for name in fields:
-                    pieces[name].append(Ragged.from_arrow(table.column(name)))
-    return TrainingRows(
-        labels=np.concatenate(labels) if labels else np.empty(0, dtype=np.float32),
-        split=np.concatenate(split) if split else np.empty(0, dtype=np.int8),
-        bags={name: _concatenate(pieces[name]) for name in fields},
-    )
+            table = file.read_row_group(number, columns=["label", "split", *fields])
+        return TrainingRows(
+            _flat_column(path, table, "label").astype(np.float32),
+            _flat_column(path, table, "split").astype(np.int8),
+            {name: Ragged.from_arrow(table.column(name)) for name in fields},
+        )
+
+
+def read_training_rows(
+    paths: Sequence[Path], fields: Sequence[str], splits: Collection[int] | None = None
+) -> TrainingRows:
+    """All rows of `TrainingFiles`, or those of some splits, in memory; errors as there."""
+    return TrainingFiles(paths, fields).read(splits)
 
 
 def check_trainable(rows: TrainingRows, splits: Sequence[int] = (TRAIN, VALIDATION, TEST)) -> None:
@@ -92,22 +164,11 @@ def check_trainable(rows: TrainingRows, splits: Sequence[int] = (TRAIN, VALIDATI
         TrainingError: No field, an empty split, no positives, one class in a split, or a field
             whose training bags hold no token.
     """
-    if not rows.bags:
-        raise TrainingError(
-            "the training set has no feature fields",
-            found="0 fields",
-            expected="at least one field of encoded tokens",
-            remedy="name fields in audiences/fields.yaml",
-        )
+    _require_fields(list(rows.bags))
     _check_labels(rows, splits)
     for name, bag in rows.subset(TRAIN).bags.items():
         if not np.any(bag.values != MISSING_ID):
-            raise TrainingError(
-                f"field {name!r} has no token in any training row",
-                found=f"only the MISSING id in {bag.rows} rows",
-                expected="some tokens",
-                remedy="check the field's column and normalizer, lower its min_devices, or remove the field",
-            )
+            raise _no_token(name, bag.rows)
 
 
 def check_vocabulary(bags: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> None:
@@ -157,6 +218,30 @@ def multi_hot(bags: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> sparse.
     )
     matrix.sum_duplicates()
     return matrix
+
+
+def _require_fields(fields: Sequence[str]) -> None:
+    if not fields:
+        raise TrainingError(
+            "the training set has no feature fields",
+            found="0 fields",
+            expected="at least one field of encoded tokens",
+            remedy="name fields in audiences/fields.yaml",
+        )
+
+
+def _no_token(field: str, rows: int) -> TrainingError:
+    return TrainingError(
+        f"field {field!r} has no token in any training row",
+        found=f"only the MISSING id in {rows} rows",
+        expected="some tokens",
+        remedy="check the field's column and normalizer, lower its min_devices, or remove the field",
+    )
+
+
+def _no_rows(fields: Sequence[str]) -> TrainingRows:
+    bags = {name: _concatenate([]) for name in fields}
+    return TrainingRows(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int8), bags)
 
 
 def _check_labels(rows: TrainingRows, splits: Sequence[int]) -> None:

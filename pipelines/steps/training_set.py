@@ -14,6 +14,8 @@ from pipelines.steps.feature_vocabulary import Ragged, Vocabulary
 from pipelines.steps.project import Audience, RollingDays
 from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION
 
+SAMPLE_GRAIN = 1_000_000
+"""Negatives are drawn to a millionth."""
 SPLIT_GRAIN = 10_000
 """Devices are split to a ten-thousandth."""
 
@@ -78,7 +80,20 @@ def build_rows(
     training = audience.training
     split = split_devices(training.seed, training.validation_fraction, training.test_fraction)
     labelled = label_devices(feature_tokens, events, audience.label.predicate, audience.horizon_days)
-    return encode_rows(labelled.withColumn("split", split), vocabulary)
+    kept = keep_negatives(training.seed, training.negatives_kept)
+    return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
+
+
+def keep_negatives(seed: int, share: float) -> Column:
+    """Which rows are kept: a share of the TRAIN rows labelled 0, by a seeded hash, and all others.
+
+    Validation and test keep every row, so that what is measured on them is what happens.
+    """
+    if share == 1:
+        return F.lit(True)
+    position = F.pmod(F.xxhash64(F.lit(seed), F.lit("negatives"), "device_id", "day"), F.lit(SAMPLE_GRAIN))
+    drawn = position < F.lit(round(share * SAMPLE_GRAIN))
+    return (F.col("split") != TRAIN) | (F.col("label") == 1) | drawn
 
 
 def label_devices(

@@ -1,7 +1,8 @@
-"""Gradient-boosted trees on token counts: the baseline that the network has to beat."""
+"""Gradient-boosted trees on token counts: the baseline that the network has to beat, at full strength."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import xgboost
 
@@ -64,6 +65,11 @@ class TrainedXGBoost:
     engine = "xgboost"
 
     @property
+    def best_auc(self) -> float:
+        """Validation AUC of the trees kept."""
+        return self.validation_auc[self.best_round - 1]
+
+    @property
     def architecture(self) -> dict[str, object]:
         """Name and parameters for a bundle's manifest; the trees carry the rest."""
         return {
@@ -76,6 +82,62 @@ class TrainedXGBoost:
     def weights(self) -> bytes:
         """The content of model.ubj."""
         return bytes(self.booster.save_raw(raw_format="ubj"))
+
+
+TRIALS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"max_depth": 10, "min_child_weight": 5.0},
+    {"max_depth": 4, "column_share": 0.6},
+    {"max_depth": 8, "column_share": 0.6, "min_child_weight": 5.0, "l2_regularization": 5.0},
+    {"max_depth": 6, "column_share": 1.0, "row_share": 1.0, "l2_regularization": 10.0},
+    {"max_depth": 12, "column_share": 0.2, "min_child_weight": 10.0},
+    {"max_depth": 3, "column_share": 1.0, "learning_rate": 0.2},
+    {"max_depth": 8, "column_share": 0.3, "learning_rate": 0.05, "min_child_weight": 1.0},
+)
+"""What tuning tries, in this order: depth, width and regularization from the shy to the bold."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that was tried: the changes to the config, its best validation AUC and number of trees."""
+
+    number: int
+    changes: Mapping[str, Any]
+    validation_auc: float
+    best_round: int
+
+    def __str__(self) -> str:
+        return (
+            f"trial {self.number}: {dict(self.changes) or 'as configured'}: {self.best_round} trees, "
+            f"validation AUC {self.validation_auc:.4f}"
+        )
+
+
+def tune_xgboost(
+    rows: TrainingRows,
+    vocabulary_sizes: Mapping[str, int],
+    config: XGBoostConfig,
+    progress: Callable[[Trial], None],
+    *,
+    trials: int = 6,
+) -> TrainedXGBoost:
+    """The best, on the VALIDATION rows, of the first so many settings of TRIALS.
+
+    Args:
+        rows: All splits; TEST is never read.
+        vocabulary_sizes: Field name → number of ids.
+        config: What each trial changes.
+        progress: Called after every trial.
+        trials: The budget; 1 is no tuning.
+
+    Raises:
+        TrainingError: The rows are not trainable.
+    """
+    tried = []
+    for number, changes in enumerate(TRIALS[: max(1, trials)], start=1):
+        tried.append(train_xgboost(rows, vocabulary_sizes, replace(config, **changes)))
+        progress(Trial(number, changes, tried[-1].best_auc, tried[-1].best_round))
+    return max(tried, key=lambda trained: trained.best_auc)  # the first of equals
 
 
 def train_xgboost(

@@ -1,0 +1,177 @@
+"""Choosing what serves: the best candidate, or all together where that is better beyond chance."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
+
+from pipelines.steps.candidate_models import (
+    BLEND,
+    blend_of,
+    bundle_candidate,
+    choose,
+    compare_with_former,
+)
+from pipelines.steps.errors import BundleError
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.model_bundle import bundle_version, load_bundle, read_manifest
+from pipelines.steps.model_comparison import compare_auc
+from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
+
+VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b", "c")),))
+ROWS = 3_000
+
+
+class Weights:
+    """A logistic model of given weights."""
+
+    engine = "torch"
+
+    def __init__(self, weights: list[float]) -> None:
+        self.architecture: dict[str, object] = {"name": "logistic"}
+        self._state = {"weights": torch.tensor(weights).unsqueeze(1), "bias": torch.tensor([-1.0])}
+
+    def weights(self) -> bytes:
+        return safetensors.torch.save(self._state)
+
+
+@pytest.fixture(scope="module")
+def rows() -> TrainingRows:
+    """Apps a and b make a positive likely, c does not; splits take turns."""
+    random = np.random.default_rng(0)
+    apps = [random.integers(2, 5, size=random.integers(1, 4)).tolist() for _ in range(ROWS)]
+    logits = np.array([sum({2: 1.0, 3: 0.7, 4: -1.0}[app] for app in row) - 1 for row in apps])
+    labels = (random.random(ROWS) < expit(logits)).astype(np.float32)
+    split = np.asarray([[TRAIN, VALIDATION, TEST][row % 3] for row in range(ROWS)], dtype=np.int8)
+    return TrainingRows(labels, split, {"apps": Ragged.from_lists(apps)})
+
+
+@pytest.fixture
+def members(tmp_path: Path, rows: TrainingRows) -> dict[str, Path]:
+    """Each knows one app, and is too sure of it."""
+    found = {}
+    for name, weights in {
+        "dnn": [0, 0, 3.0, 0, 0],
+        "xgboost": [0, 0, 0, 2.0, 0],
+        "logistic": [0, 0, 0, 0, -2.0],
+    }.items():
+        found[name] = tmp_path / name
+        bundle_candidate(found[name], Weights(weights), VOCABULARY, rows, ["2025-01-31"])
+    return found
+
+
+def test_a_candidate_is_measured_as_its_bundle_scores(members: dict[str, Path], rows: TrainingRows) -> None:
+    manifest, test = read_manifest(members["dnn"]), rows.subset(TEST)
+    assert manifest.calibration is not None
+    scored = load_bundle(members["dnn"]).score(test.bags)
+    assert roc_auc_score(test.labels, scored) == pytest.approx(manifest.metrics["test"]["auc"])
+    assert manifest.metrics["validation"]["calibration_error"] < 0.05
+
+
+def test_a_blend_is_the_calibrated_mean_of_logits(
+    members: dict[str, Path], rows: TrainingRows, tmp_path: Path
+) -> None:
+    measured = bundle_candidate(tmp_path / "blend", blend_of(members), VOCABULARY, rows, ["2025-01-31"])
+    test = rows.subset(TEST)
+    logits = [logit(load_bundle(path).score(test.bags).astype(np.float64)) for path in members.values()]
+    found = load_bundle(tmp_path / "blend").score(test.bags)
+    assert roc_auc_score(test.labels, found) == pytest.approx(
+        roc_auc_score(test.labels, np.mean(logits, axis=0)), abs=1e-3
+    )
+    assert measured.test.auc > max(read_manifest(p).metrics["test"]["auc"] for p in members.values()) + 0.05
+    alone = [
+        load_bundle(tmp_path / "blend").score({"apps": test.bags["apps"].take(np.array([r]))})[0]
+        for r in range(20)
+    ]
+    assert alone == found[:20].tolist()
+
+
+def test_a_blend_whose_member_was_changed_is_refused(
+    members: dict[str, Path], rows: TrainingRows, tmp_path: Path
+) -> None:
+    blend = tmp_path / "blend"
+    bundle_candidate(blend, blend_of(members), VOCABULARY, rows, ["2025-01-31"])
+    version = bundle_version(blend)
+    vocabulary = blend / "members" / "xgboost" / "vocabulary.json"
+    vocabulary.write_bytes(vocabulary.read_bytes() + b" ")
+    assert bundle_version(blend) != version
+    with pytest.raises(BundleError, match=r"member xgboost of the blend .* is not the one"):
+        load_bundle(blend)
+
+
+def noisy(labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return np.asarray(expit(labels * 2 + random.normal(0, noise, len(labels))), dtype=np.float32)
+
+
+def test_a_blend_that_is_better_beyond_chance_serves() -> None:
+    labels = np.tile([0, 1, 0], 1_000)
+    found = {name: noisy(labels, 2, seed) for seed, name in enumerate(["dnn", "xgboost", "logistic"])}
+    found[BLEND] = np.mean(list(found.values()), axis=0)
+    choice = choose(labels, found)
+    assert choice.name == BLEND
+    assert choice.blend_gain.low > 0
+
+
+def test_a_blend_that_may_be_no_better_does_not() -> None:
+    labels = np.tile([0, 1, 0], 1_000)
+    found = {"dnn": noisy(labels, 3, 0), "xgboost": noisy(labels, 1, 1), "logistic": noisy(labels, 3, 2)}
+    found[BLEND] = found["xgboost"] + np.float32(1e-6) * found["dnn"]
+    assert choose(labels, {k: np.clip(v, 0, 1) for k, v in found.items()}).name == "xgboost"
+
+
+def test_the_bootstrap_measures_auc_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 500)
+    first, second = np.round(random.random(500), 1), np.round(random.random(500) + labels, 1) / 2  # with ties
+    difference = compare_auc(labels, second, first)
+    assert difference.value == pytest.approx(roc_auc_score(labels, second) - roc_auc_score(labels, first))
+    assert 0 < difference.low < difference.value < difference.high
+    assert compare_auc(labels, first, first).high == 0
+
+
+def test_the_first_champion_has_nobody_to_beat(members: dict[str, Path], rows: TrainingRows) -> None:
+    promotion = compare_with_former(rows.subset(VALIDATION), load_bundle(members["dnn"]), None, 0.0)
+    assert promotion.accepted
+    assert promotion.gain is None
+
+
+def test_a_worse_champion_is_not_accepted(members: dict[str, Path], rows: TrainingRows) -> None:
+    validation = rows.subset(VALIDATION)
+    by_auc = sorted(
+        (load_bundle(path) for path in members.values()),
+        key=lambda scorer: roc_auc_score(validation.labels, scorer.score(validation.bags)),
+    )
+    worst, best = by_auc[0], by_auc[-1]
+    refused = compare_with_former(validation, worst, best, 0.01)
+    assert not refused.accepted
+    assert refused.auc_behind > 0.01
+    assert compare_with_former(validation, worst, best, 0.5).accepted
+    assert compare_with_former(validation, best, worst, 0.0).accepted
+    assert compare_with_former(validation, best, best, 0.0).auc_behind == 0
+
+
+def test_a_former_champion_is_asked_in_its_own_vocabulary(tmp_path: Path, rows: TrainingRows) -> None:
+    weights = {"a": 1.0, "b": 0.7, "c": -1.0}
+    scorers = []
+    for order in ("abc", "cba"):
+        vocabulary = Vocabulary((FieldVocabulary("apps", 3, tuple(order)),))
+        model = Weights([0, 0, *(weights[app] for app in order)])
+        translated = TrainingRows(rows.labels, rows.split, vocabulary.translate(rows.bags, VOCABULARY))
+        bundle_candidate(tmp_path / order, model, vocabulary, translated, [])
+        scorers.append(load_bundle(tmp_path / order))
+    promotion = compare_with_former(rows.subset(VALIDATION), scorers[0], scorers[1], 0.0)
+    assert promotion.auc_behind == pytest.approx(0, abs=1e-9)
+
+
+def test_fewer_negatives_in_training_change_no_probability_by_much(
+    tmp_path: Path, rows: TrainingRows
+) -> None:
+    bundle_candidate(tmp_path / "all", Weights([0, 0, 1, 0.7, -1]), VOCABULARY, rows, [])
+    bundle_candidate(tmp_path / "some", Weights([0, 0, 1, 0.7, -1]), VOCABULARY, rows, [], negatives_kept=0.2)
+    whole, some = (load_bundle(tmp_path / name).score(rows.bags) for name in ("all", "some"))
+    np.testing.assert_allclose(some, whole, atol=0.01)  # the same model, shifted: calibration undoes it

@@ -1,0 +1,161 @@
+"""What is said of a model: what a cut delivers, lift, slices, tokens, and the card that tells it."""
+
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from scipy.special import expit
+
+from pipelines.steps.feature_vocabulary import MISSING_ID, UNKNOWN_ID, FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.model_bundle import Scorer, load_bundle, write_bundle
+from pipelines.steps.model_card import make_card
+from pipelines.steps.model_comparison import Difference, evaluate
+from pipelines.steps.model_report import (
+    Share,
+    deliver,
+    lift_by_decile,
+    report_model,
+    slice_rows,
+    token_effects,
+)
+
+VOCABULARY = Vocabulary(
+    (FieldVocabulary("apps", 5, ("a", "b", "c|d`e")), FieldVocabulary("brand", 1, ("nokia", "pixel")))
+)
+WEIGHTS = [0.5, 0.1, 2.0, -1.0, 0.25, 0.0, 0.0, 1.5, -0.5]
+"""Of apps' missing, unknown, a, b, c; of brand's missing, unknown, nokia, pixel."""
+ROWS = 2_000
+
+
+class Model:
+    engine = "torch"
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        return {"name": "logistic"}
+
+    def weights(self) -> bytes:
+        return safetensors.torch.save(
+            {"weights": torch.tensor(WEIGHTS).unsqueeze(1), "bias": torch.tensor([-1.0])}
+        )
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    home = tmp_path_factory.mktemp("report") / "bundle"
+    write_bundle(home, Model(), VOCABULARY, training_days=[], code_version="test", metrics={})
+    return load_bundle(home)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, Ragged]:
+    random = np.random.default_rng(0)
+    apps = [random.choice([1, 2, 3, 4], size=random.integers(1, 4), replace=False) for _ in range(ROWS)]
+    return {
+        "apps": Ragged.from_lists([ids.tolist() for ids in apps]),
+        "brand": Ragged.from_lists([[int(random.integers(1, 4))] for _ in range(ROWS)]),
+    }
+
+
+@pytest.fixture(scope="module")
+def labels(scorer: Scorer, rows: dict[str, Ragged]) -> np.ndarray:
+    return (np.random.default_rng(1).random(ROWS) < scorer.score(rows)).astype(np.float32)
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    share = Share.of(8, 10)  # Wilson's formula by hand: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    assert (share.value, share.low, share.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+
+
+def test_a_share_of_nothing_may_be_anything() -> None:
+    share = Share.of(0, 0)
+    assert np.isnan(share.value)
+    assert (share.low, share.high) == (0, 1)
+
+
+def test_a_cut_delivers_what_is_counted() -> None:
+    labels = np.array([1, 0, 1, 1, 0], dtype=np.float32)
+    found = deliver(labels, np.array([0.9, 0.8, 0.7, 0.2, 0.1], dtype=np.float32), 0.5)
+    assert found.rows == 3
+    assert found.precision.value == pytest.approx(2 / 3)
+    assert found.recall.value == pytest.approx(2 / 3)
+    assert found.size.value == pytest.approx(3 / 5)
+
+
+def test_lift_is_the_rate_over_that_of_all() -> None:
+    labels = np.array([1] * 5 + [0] * 15, dtype=np.float32)
+    deciles = lift_by_decile(labels, np.linspace(1, 0, 20))
+    assert [d.lift for d in deciles[:4]] == [4, 4, 2, 0]
+    assert [d.recall for d in deciles[:3]] == pytest.approx([0.4, 0.8, 1.0])
+    assert sum(d.rows for d in deciles) == 20
+
+
+def test_slices_are_of_brands_and_of_activity(
+    scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray
+) -> None:
+    slices = {s.name: s for s in slice_rows(labels, scorer.score(rows), rows, VOCABULARY)}
+    nokia = rows["brand"].values == 2
+    assert slices["brand = nokia"].rows == nokia.sum()
+    assert slices["brand = nokia"].rate == pytest.approx(labels[nokia].mean())
+    activity = [s for name, s in slices.items() if name.endswith("known tokens")]
+    assert sum(s.rows for s in activity) == ROWS
+
+
+def test_a_slice_of_one_class_has_no_auc() -> None:
+    rows = {"apps": Ragged.from_lists([[2]] * 3), "brand": Ragged.from_lists([[2], [2], [3]])}
+    slices = slice_rows(np.array([1.0, 1.0, 0.0]), np.array([0.5, 0.6, 0.7]), rows, VOCABULARY)
+    assert slices[0].name == "brand = nokia"
+    assert slices[0].auc is None
+
+
+def test_a_tokens_effect_is_its_weight(scorer: Scorer, rows: dict[str, Ragged]) -> None:
+    alone = {
+        "apps": Ragged.from_lists([[2, 3], [3, 2], [2, 4], [4, 3], [4, 2]]),
+        "brand": Ragged.from_lists([[UNKNOWN_ID]] * 5),
+    }
+    effects = {e.token: e.effect for e in token_effects(scorer, alone)["apps"]}
+    assert effects == pytest.approx({"a": 2.0, "b": -1.0, "c|d`e": 0.25}, abs=1e-4)
+    # Without its only token a bag is missing, and that has a weight, too.
+    single = {name: bag.slice(0, 1) for name, bag in alone.items()} | {"apps": Ragged.from_lists([[2]])}
+    [effect] = token_effects(scorer, single)["apps"]
+    assert effect.effect == pytest.approx(2.0 - WEIGHTS[MISSING_ID], abs=1e-4)
+
+
+def test_the_strongest_token_comes_first(scorer: Scorer, rows: dict[str, Ragged]) -> None:
+    assert [e.token for e in token_effects(scorer, rows)["brand"]] == ["nokia", "pixel"]
+
+
+def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray) -> None:
+    report = report_model(scorer, labels, rows, {"sure": 0.8, "surer": None})
+    metrics = {"logistic": evaluate(labels, report.probabilities)}
+    card = make_card("cars", {"version": "abc"}, report, metrics, {"dnn": Difference(0.01, -0.02, 0.03)})
+    for text in [
+        "# cars",
+        "abc",
+        "| logistic |",
+        "+0.0100 (-0.0200 to +0.0300)",
+        "not reached",
+        "nokia",
+        "¦",
+    ]:
+        assert text in card.markdown
+    [image] = re.findall(r"\(data:image/png;base64,([^)]*)\)", card.inline())
+    assert base64.b64decode(image) == card.plots
+
+
+def test_a_card_of_the_same_model_is_the_same(
+    scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray, tmp_path: Path
+) -> None:
+    metrics = {"logistic": evaluate(labels, scorer.score(rows))}
+    first, second = (make_card("cars", {}, report_model(scorer, labels, rows, {}), metrics) for _ in range(2))
+    assert first == second
+
+
+def test_the_report_scores_as_the_formula_does(scorer: Scorer, rows: dict[str, Ragged]) -> None:
+    apps = [sum(WEIGHTS[i] for i in ids) for ids in np.split(rows["apps"].values, rows["apps"].offsets[1:-1])]
+    logits = np.array(apps) + np.array(WEIGHTS)[5 + rows["brand"].values] - 1.0
+    np.testing.assert_allclose(scorer.score(rows), expit(logits), atol=1e-6)
