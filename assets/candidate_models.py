@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import pandas as pd
@@ -24,16 +24,18 @@ from pipelines.steps.candidate_models import (
 from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import Scorer, TrainedModel, load_bundle
-from pipelines.steps.model_card import Card, make_card
+from pipelines.steps.model_card import Card, draw_curves, inline_image, make_card
 from pipelines.steps.model_comparison import Difference, Metrics, Threshold, compare_auc
 from pipelines.steps.model_report import report_model
 from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows, read_training_rows
+from pipelines.steps.training_rows import TEST, VALIDATION, TrainingFiles, TrainingRows
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake
 from resources.model_store import CHALLENGER, CHAMPION, ModelRecord, ModelStore
+from resources.spark import Spark
 
-Train = Callable[[TrainingRows, Mapping[str, int]], TrainedModel]
+Rows = TrainingRows | TrainingFiles
+M = TypeVar("M", bound=TrainedModel)
 
 CANDIDATE_CHECKS = [
     Check(
@@ -84,6 +86,12 @@ class DnnTraining(dg.Config):
     members: int = Field(default=3, ge=1, le=16, description="Networks whose logits are averaged.")
     learning_rate: float = Field(default=1e-3, gt=0, description="AdamW's step.")
     batch_rows: int | None = Field(default=None, ge=1, description="Rows per step; by the rows if unset.")
+    processes: int = Field(default=1, ge=1, description="Processes that train together, started by Spark.")
+    stream_above: int = Field(
+        default=5_000_000,
+        ge=0,
+        description="Rows above which they are read anew in every epoch, rather than held in memory.",
+    )
 
 
 class XGBoostTraining(dg.Config):
@@ -98,23 +106,52 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
     @dg.asset(key=[audience.name, "dnn_model"], kinds={"pytorch"}, deps=[rows_key], group_name=group)
     def dnn_model(
-        context: dg.AssetExecutionContext, config: DnnTraining, lake: Lake, models: ModelStore
+        context: dg.AssetExecutionContext, config: DnnTraining, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
-        """The network: an embedding per field, averaged, concatenated, feed-forward."""
-        from pipelines.steps.dnn_model import DnnConfig  # torch takes seconds to import
+        """The network: embeddings pooled per field, feed-forward; a few of them, averaged.
+
+        A run that was killed goes on from its last epoch when it is run again.
+        """
+        from pipelines.steps.distributed_training import train_dnn_distributed
+        from pipelines.steps.dnn_model import DnnConfig, TrainedDnn  # torch takes seconds to import
         from pipelines.steps.dnn_training import train_dnn
 
+        named = config.model_dump(exclude={"processes", "stream_above", "hidden"})
         settings = DnnConfig(
-            **config.model_dump() | {"hidden": tuple(config.hidden)},
+            **named,
+            hidden=tuple(config.hidden),
             seed=training.seed,
             max_epochs=training.max_epochs,
             patience=training.patience,
         )
+        streamed = lake.partition("training_set", audience.name).rows > config.stream_above
 
-        def train(rows: TrainingRows, sizes: Mapping[str, int]) -> TrainedModel:
-            return train_dnn(rows, sizes, settings, lambda epoch: context.log.info(str(epoch)))
+        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedDnn:
+            if config.processes == 1:
+                return train_dnn(
+                    rows,
+                    sizes,
+                    settings,
+                    lambda epoch: context.log.info(str(epoch)),
+                    checkpoint=models.checkpoint(audience.name, "dnn"),
+                )
+            assert spark.session.version  # the distributor asks for the session that is active
+            return train_dnn_distributed(
+                lake.files("training_set", [audience.name]),
+                sizes,
+                settings,
+                processes=config.processes,
+                local=spark.is_local,
+                streamed=streamed,
+            )
 
-        return _train("dnn", audience, lake, models, train)
+        def show(trained: TrainedDnn) -> Mapping[str, Any]:
+            curves = [asdict(epoch) for epoch in trained.curves]
+            return {"curves": dg.MetadataValue.md(inline_image(draw_curves(curves))), "epochs": curves}
+
+        # In several processes, each reads its rows itself.
+        elsewhere = streamed or config.processes > 1
+        return _train("dnn", audience, lake, models, train, show, elsewhere=elsewhere)
 
     @dg.asset(key=[audience.name, "xgboost_model"], kinds={"xgboost"}, deps=[rows_key], group_name=group)
     def xgboost_model(
@@ -125,7 +162,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         settings = XGBoostConfig(seed=training.seed)
 
-        def train(rows: TrainingRows, sizes: Mapping[str, int]) -> TrainedModel:
+        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
+            assert isinstance(rows, TrainingRows)
             return tune_xgboost(
                 rows, sizes, settings, lambda trial: context.log.info(str(trial)), trials=config.trials
             )
@@ -137,13 +175,11 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         """Logistic regression on the same rows, as a sparse matrix."""
         from pipelines.steps.logistic_model import LogisticConfig, train_logistic
 
-        return _train(
-            "logistic",
-            audience,
-            lake,
-            models,
-            lambda rows, sizes: train_logistic(rows, sizes, LogisticConfig()),
-        )
+        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
+            assert isinstance(rows, TrainingRows)
+            return train_logistic(rows, sizes, LogisticConfig())
+
+        return _train("logistic", audience, lake, models, train)
 
     @dg.asset(
         key=[audience.name, "champion_model"],
@@ -156,7 +192,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         """The candidate that ranks the validation devices best, or all together; it serves from now on."""
         candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
         _require_same_rows(candidates, lake.partition("training_set", audience.name).version)
-        rows, vocabulary = _read_rows(audience, lake, models)
+        files, vocabulary = _training_files(audience, lake, models)
+        rows = files.read([VALIDATION, TEST])
         blend = blend_of({name: models.bundle(record) for name, record in candidates.items()})
         records = {**candidates, BLEND: _keep(BLEND, blend, audience, rows, vocabulary, lake, models)}
         validation = rows.subset(VALIDATION)
@@ -219,10 +256,29 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
 
 def _train(
-    model: str, audience: Audience, lake: Lake, models: ModelStore, train: Train
+    model: str,
+    audience: Audience,
+    lake: Lake,
+    models: ModelStore,
+    train: Callable[[Rows, Mapping[str, int]], M],
+    show: Callable[[M], Mapping[str, Any]] = lambda _: {},
+    *,
+    elsewhere: bool = False,
 ) -> dg.MaterializeResult[None]:
-    rows, vocabulary = _read_rows(audience, lake, models)
-    trained = train(rows, vocabulary.sizes)
+    """Trains, keeps and describes a candidate.
+
+    Args:
+        model: Its name.
+        audience: What it is of.
+        lake: Where the training set is.
+        models: Where it goes.
+        train: Rows and vocabulary sizes → the model.
+        show: What else to say of it, as metadata.
+        elsewhere: Whether the TRAIN rows stay in their files, for `train` to read.
+    """
+    files, vocabulary = _training_files(audience, lake, models)
+    rows = files.read([VALIDATION, TEST] if elsewhere else None)
+    trained = train(files if elsewhere else rows, vocabulary.sizes)
     record = _keep(model, trained, audience, rows, vocabulary, lake, models)
     test = Measured.from_dict(record.properties["metrics"]).test
     card = _card(record, audience, rows, models, {model: test})
@@ -231,7 +287,8 @@ def _train(
             **record.summary(),
             "card": dg.MetadataValue.md(card.inline()),
             "card_path": dg.MetadataValue.path(str(models.card(record))),
-            "rows": rows.rows,
+            **show(trained),
+            "rows": lake.partition("training_set", audience.name).rows,
             "training_set": record.properties["training_set"],
             **{
                 f"{split}/{name}": value
@@ -329,11 +386,11 @@ def _values(thresholds: Mapping[str, Threshold | None]) -> dict[str, float | Non
     return {segment: cut.value if cut else None for segment, cut in thresholds.items()}
 
 
-def _read_rows(audience: Audience, lake: Lake, models: ModelStore) -> tuple[TrainingRows, Vocabulary]:
+def _training_files(audience: Audience, lake: Lake, models: ModelStore) -> tuple[TrainingFiles, Vocabulary]:
     """The training set, and the vocabulary that it was encoded with."""
     partition = lake.partition("training_set", audience.name)
     vocabulary = models.vocabulary(partition.properties["vocabulary_hash"])
-    return read_training_rows(lake.files("training_set", [audience.name]), list(vocabulary.sizes)), vocabulary
+    return TrainingFiles(lake.files("training_set", [audience.name]), list(vocabulary.sizes)), vocabulary
 
 
 def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str) -> None:

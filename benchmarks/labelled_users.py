@@ -100,18 +100,26 @@ def _fit_field(name: str, column: pa.ChunkedArray) -> FieldVocabulary:
 
 def _as_lists(name: str, column: pa.ChunkedArray) -> pa.Array:
     values = column.combine_chunks()
-    if pa.types.is_list(values.type) and pa.types.is_string(values.type.value_type):
-        return values
-    if pa.types.is_string(values.type):
-        present = values.is_valid()
-        offsets = np.concatenate([[0], np.cumsum(np.asarray(present))]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
-    raise DataError(
-        f"feature {name} is of a type that is no category",
-        found=values.type,
-        expected="string or list<string>",
-        remedy="bin numbers, or leave the column out",
-    )
+    kind = values.type.value_type if _is_list(values.type) else values.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(
+            f"feature {name} is of a type that is no category",
+            found=values.type,
+            expected="string or list<string>",
+            remedy="bin numbers, or leave the column out",
+        )
+    if _is_list(values.type):
+        return values.cast(pa.list_(pa.string()))
+    values = values.cast(pa.string())
+    present = values.is_valid()
+    offsets = np.concatenate([[0], np.cumsum(np.asarray(present))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _int32(bag: Ragged) -> Ragged:

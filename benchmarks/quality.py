@@ -15,9 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.labelled_users import encode_users, read_users, split_users
-from benchmarks.measure import Ratio, Report
+from benchmarks.measure import Ratio, Report, paired_ratio
+from benchmarks.simulated_users import attainable, write_users
 from pipelines.steps.candidate_models import BLEND, CANDIDATES, blend_of, bundle_candidate, choose
 from pipelines.steps.dnn_model import DnnConfig
 from pipelines.steps.dnn_training import train_dnn
@@ -29,6 +31,7 @@ from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows
 from pipelines.steps.xgboost_model import XGBoostConfig, tune_xgboost
 
 CHAMPION = "champion"
+SIMULATION_SEED = 7
 MODELS = (*CANDIDATES, CHAMPION)
 FIGURES = (
     "auc",
@@ -144,6 +147,14 @@ def report_of(rounds: Sequence[Round], config: dict[str, Any]) -> Report:
     return report
 
 
+def add_attainable(report: Report, rounds: Sequence[Round], best: Sequence[float]) -> None:
+    """What the true propensity reaches, and the share of it that each model does, of AUC above 0.5."""
+    report.results["attainable"] = {"auc": {"mean": float(np.mean(best)), "sd": float(np.std(best))}}
+    for name in rounds[0].models:
+        reached = [r.models[name].figures["auc"] - 0.5 for r in rounds]
+        report.ratios[f"{name}_of_attainable"] = paired_ratio(reached, [auc - 0.5 for auc in best])
+
+
 def _difference(rounds: Sequence[Round], ours: str, theirs: Sequence[str]) -> Ratio:
     """AUC of ours less the best of theirs (best by mean over the seeds), over test users and seeds."""
     means = {name: np.mean([r.models[name].figures["auc"] for r in rounds]) for name in theirs}
@@ -169,6 +180,7 @@ def _table(report: Report) -> str:
             f"{r['seconds']['mean']:.0f}",
         ]
         for name, r in report.results.items()
+        if "log_loss" in r
     ]
     return str(tabulate(lines, headers=["model", *FIGURES, "seconds"]))
 
@@ -179,7 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--data", type=Path, required=True, help="folder of users.parquet")
+    source = options.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder of users.parquet")
+    source.add_argument(
+        "--simulated", type=int, metavar="DEVICES", help="a simulated world of so many instead"
+    )
+    options.add_argument(
+        "--work-dir", type=Path, default=Path("data/benchmarks"), help="folder of the simulated world"
+    )
     options.add_argument("--label", default="label", help="the column of labels (label)")
     options.add_argument("--seeds", type=int, default=5, help="splits and trainings (5)")
     options.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
@@ -190,6 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = sorted(set(models) - set(MODELS))
     if unknown:
         options.error(f"unknown models {unknown}; there are {', '.join(MODELS)}")
+    if chosen.simulated:
+        chosen.data = write_users(
+            chosen.work_dir / f"users-{chosen.simulated}", chosen.simulated, SIMULATION_SEED
+        )
     users = read_users(chosen.data, chosen.label)
     if chosen.rows is not None:
         users = replace(
@@ -198,10 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             labels=users.labels[: chosen.rows],
             features=users.features.slice(0, chosen.rows),
         )
-    rounds = []
+    rounds, best = [], []
     for seed in range(chosen.seeds):
         print(f"  seed {seed} of {chosen.seeds}", flush=True)
-        rows, vocabulary = encode_users(users, split_users(users, seed))
+        split = split_users(users, seed)
+        rows, vocabulary = encode_users(users, split)
+        if chosen.simulated:
+            tested = split == TEST
+            best.append(attainable(chosen.data, users.ids.filter(pa.array(tested)), users.labels[tested]))
         rounds.append(run_round(rows, vocabulary, seed, models))
         print({name: round(m.figures["auc"], 4) for name, m in rounds[-1].models.items()}, rounds[-1].chosen)
     config = {
@@ -214,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "split": "60/20/20 by a hash of seed and id",
     }
     report = report_of(rounds, config)
+    if best:
+        add_attainable(report, rounds, best)
     print(_table(report))
     report.publish(chosen.json)
 

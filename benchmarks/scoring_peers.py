@@ -42,7 +42,7 @@ SETTINGS = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.maxResultSize": "0",  # for what is pulled out
-    "spark.driver.memory": "2g",
+    "spark.driver.memory": "4g",  # pull_out holds the rows of a file in it
     "spark.log.level": "ERROR",
     "spark.python.daemon.module": worker_daemon.__name__,
     "spark.sql.execution.arrow.pyspark.enabled": "true",

@@ -1,17 +1,21 @@
 """How many rows a core trains on in a second: ours beside a plain loop, libraries, and the limit.
 
-    python -m benchmarks.training [--rows N] [--rounds R] [--peers a,b] [--json FILE]
+    python -m benchmarks.training [--rows N] [--rounds R] [--peers a,b] [--streamed N,M] [--json FILE]
 
 The rows are of the scoring benchmark's fields; the network is the published one at its size (embedding 32,
 net 224→256→128→1), one epoch, batches of 512, one thread. What counts is rows per CPU second, over theirs;
-`limit` is our rows per second over those of forward, backward and step alone.
+`limit` is our rows per second over those of forward, backward and step alone. `--streamed` trains on so many
+rows read from files, in a new process each, and reports the most memory it took.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from benchmarks.measure import (
@@ -19,6 +23,7 @@ from benchmarks.measure import (
     Usage,
     alternate,
     measure,
+    measure_fresh,
     missing_package,
     paired_ratio,
     parser,
@@ -48,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what is asked for; returns the process's exit status."""
     options = parser("training", __doc__ or "", rows=200_000, rounds=5)
     options.add_argument("--peers", type=_names, default=["limit", *PEERS], help="comma-separated, of these")
+    options.add_argument(
+        "--streamed", type=_counts, default=[], metavar="N,M", help="rows to stream, beside the above"
+    )
     chosen = options.parse_args(arguments)
     rows, sizes = make_rows(chosen.rows, chosen.seed)
     sample = sample_of(rows)
@@ -74,8 +82,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.results[name] = summarize(theirs, of.rows)
             report.results["ours"] = summarize(all_ours, rows.rows)
             report.save(chosen.json)
+    for count in chosen.streamed:
+        print(f"streaming {count:,} rows …", flush=True)
+        usage = measure_streamed(count, chosen.work_dir, chosen.seed)
+        report.results[f"streamed_{count}"] = summarize([usage], count)
+        print(f"    at most {usage.peak_process_bytes / 2**20:.0f} MiB", flush=True)
     report.publish(chosen.json)
     return 0
+
+
+def _counts(given: str) -> list[int]:
+    return [int(count) for count in given.split(",") if count]
+
+
+STREAMED_PROGRAM = """
+import sys
+from pathlib import Path
+from benchmarks.scoring_world import vocabulary
+from pipelines.steps.dnn_model import DnnConfig
+from pipelines.steps.dnn_training import train_dnn
+from pipelines.steps.training_rows import TrainingFiles
+sizes = vocabulary().sizes
+config = DnnConfig(embedding_dim=4, hidden=(8,), members=1, max_epochs=1, device="cpu")
+train_dnn(TrainingFiles([Path(path) for path in sys.argv[1:]], list(sizes)), sizes, config, print)
+"""
+"""With a small network: what is measured is the feeding."""
+FILE_ROWS = 250_000
+
+
+def measure_streamed(count: int, work_dir: Path, seed: int) -> Usage:
+    """One epoch over `count` rows in files, as a new process."""
+    home = work_dir / f"training-rows-{seed}"
+    home.mkdir(parents=True, exist_ok=True)
+    paths = [home / f"{place}.parquet" for place in range(-(-count // FILE_ROWS))]
+    for place, path in enumerate(paths):
+        if path.exists():
+            continue
+        rows, _ = make_rows(FILE_ROWS, seed * 1_000 + place)
+        ids = pa.list_(pa.int32())
+        columns = {
+            name: pa.ListArray.from_arrays(pa.array(bag.offsets.astype(np.int32)), pa.array(bag.values)).cast(
+                ids
+            )
+            for name, bag in rows.bags.items()
+        }
+        table = pa.table({"label": rows.labels.astype(np.int8), "split": rows.split, **columns})
+        draft = path.with_suffix(".tmp")
+        pq.write_table(table, draft, row_group_size=FILE_ROWS // 2, compression="zstd")
+        draft.replace(path)
+    return measure_fresh([sys.executable, "-c", STREAMED_PROGRAM, *map(str, paths)])
 
 
 def _compare(

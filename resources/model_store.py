@@ -227,6 +227,10 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             _replace(home / name, content)
         return home
 
+    def checkpoint(self, audience: str, model: str) -> Path:
+        """Where a training keeps what it has reached, until it ends."""
+        return self._home() / "checkpoints" / audience / f"{model}.pt"
+
     def card(self, record: ModelRecord) -> Path:
         """The directory of a version's card; it is there once one was saved."""
         return self._home() / "cards" / record.audience / record.version

@@ -71,6 +71,11 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
             self._session = self._connect() if self.remote else self._start()
         return self._session  # type: ignore[no-any-return]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether there are no executors but this machine's own process."""
+        return self.remote is None and self.master.startswith("local")
+
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 (Dagster's)
         """Stops the session, unless it was there before (in a notebook, or shared by tests)."""
         if self._session is not None and self._owned:

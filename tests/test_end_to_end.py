@@ -2,16 +2,21 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.demo import RUN_TAG, _close_killed_runs
-from pipelines.steps.candidate_models import BLEND, CANDIDATES
+from pipelines.steps.candidate_models import BLEND, CANDIDATES, bundle_candidate
+from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows, read_training_rows
+from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
@@ -238,6 +243,34 @@ def test_training_again_on_the_same_rows_makes_the_same_models(chain: Chain, tmp
         name: project.models.current("car_buyers", name).version for name in [*CANDIDATES, "champion"]
     }
     assert versions == {name: chain.project.models.current("car_buyers", name).version for name in versions}
+
+
+def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Path) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    models, partition = project.models, project.lake.partition("training_set", "car_buyers")
+    vocabulary = models.vocabulary(partition.properties["vocabulary_hash"])
+    rows = read_training_rows(project.lake.files("training_set", ["car_buyers"]), list(vocabulary.sizes))
+    # It was trained on the validation devices, so no honest model ranks them as well.
+    split = np.choose(rows.split, [VALIDATION, TRAIN, TEST]).astype(np.int8)
+    config = XGBoostConfig(
+        max_rounds=100, patience=100, min_child_weight=0.1, column_share=1.0, row_share=1.0
+    )
+    seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config)
+    served = models.current("car_buyers", "champion")
+
+    def write(directory: Path) -> Mapping[str, Any]:
+        measured = bundle_candidate(directory, seer, vocabulary, rows, [])
+        return {**served.properties, "metrics": measured.to_dict()}
+
+    former = models.add("car_buyers", "champion", write)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, ["car_buyers/champion_model"])
+
+    challenger = models.current("car_buyers", "challenger")
+    assert models.current("car_buyers", "champion").version == former.version != challenger.version
+    assert challenger.properties["promotion"]["accepted"] is False
+    assert challenger.properties["promotion"]["former"] == former.version
+    assert not verdicts(result)["car_buyers/champion_model:not_worse_than_former"]
 
 
 def test_the_next_demo_closes_the_run_of_a_killed_one(chain: Chain) -> None:

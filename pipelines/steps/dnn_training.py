@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +52,10 @@ class Rows(Protocol):
     """The rows of one split."""
 
     @property
+    def count(self) -> int:
+        """Number of rows."""
+
+    @property
     def labels(self) -> np.ndarray:
         """float32 [rows]."""
 
@@ -72,6 +77,10 @@ class RowsInMemory:
         self.labels = chosen.labels
         self._packed = pack(chosen.bags, vocabulary_sizes)
         self._fields = len(vocabulary_sizes)
+
+    @property
+    def count(self) -> int:
+        return len(self.labels)
 
     def shuffled(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
         return self._batches(random.permutation(len(self.labels)), size)
@@ -97,7 +106,14 @@ class RowsInFiles:
 
     def __init__(self, files: TrainingFiles, split: int, vocabulary_sizes: Mapping[str, int]) -> None:
         self._files, self._split, self._sizes = files, split, dict(vocabulary_sizes)
-        self.labels = files.labels(split)
+
+    @cached_property
+    def count(self) -> int:
+        return self._files.count(self._split)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self._files.labels(self._split)
 
     def shuffled(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
         """Row groups in a new order, as many as hold SHUFFLED_ROWS at once, and their rows in a new order."""
@@ -260,11 +276,11 @@ class _MemberRun:
         self.network.train()
         parameters = list(self.network.parameters())
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        size = self.config.rows_per_step(len(train.labels))
+        size = self.config.rows_per_step(train.count)
         for batch in train.shuffled(size, self.random):
             total += self._step(batch, parameters)
         self.ranks.add_up([total])
-        mean = float(total) / len(train.labels)
+        mean = float(total) / train.count
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the training loss is not finite in epoch {len(self.curve) + 1}",

@@ -15,6 +15,7 @@ from pipelines.steps.model_report import Report
 
 CARD_FILE = "card.md"
 PLOTS_FILE = "plots.png"
+PLOTS_TITLE = "ROC, precision and recall, calibration, scores"
 STRONGEST = 8
 """Tokens shown of a field."""
 CALIBRATION_BINS = 10
@@ -39,8 +40,7 @@ class Card:
 
     def inline(self) -> str:
         """The Markdown with its plots in it, for a page that cannot fetch a file."""
-        data = base64.b64encode(self.plots).decode()
-        return self.markdown.replace(f"({PLOTS_FILE})", f"(data:image/png;base64,{data})")
+        return self.markdown.replace(f"![{PLOTS_TITLE}]({PLOTS_FILE})", inline_image(self.plots, PLOTS_TITLE))
 
 
 def make_card(
@@ -63,7 +63,7 @@ def make_card(
         f"# {title}",
         _table([[name, value] for name, value in facts.items()], ["", ""]),
         "All figures are of the test devices, which trained, tuned and chose nothing. Intervals are of 95 %.",
-        f"![ROC, precision and recall, calibration, scores]({PLOTS_FILE})",
+        f"![{PLOTS_TITLE}]({PLOTS_FILE})",
         "## Metrics",
         comparison_table(metrics),
     ]
@@ -105,6 +105,31 @@ def make_card(
     return Card("\n\n".join(parts) + "\n", draw(report))
 
 
+def inline_image(png: bytes, title: str = "") -> str:
+    """Markdown that holds the picture itself."""
+    return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def draw_curves(epochs: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG of a training's loss and validation AUC.
+
+    Args:
+        epochs: `member`, `epoch`, `train_loss`, `validation_loss` and `validation_auc` of each epoch of each.
+    """
+    figure = _figure(height=4)
+    losses, aucs = figure.subplots(1, 2)
+    for member in dict.fromkeys(epoch["member"] for epoch in epochs):
+        own = [epoch for epoch in epochs if epoch["member"] == member]
+        numbers = [epoch["epoch"] for epoch in own]
+        [line] = losses.plot(numbers, [epoch["train_loss"] for epoch in own], linestyle=":")
+        losses.plot(numbers, [epoch["validation_loss"] for epoch in own], color=line.get_color())
+        aucs.plot(numbers, [epoch["validation_auc"] for epoch in own], label=f"member {member}")
+    losses.set(title="Loss (dotted: training)", xlabel="epoch", ylabel="nats")
+    aucs.set(title="Validation AUC", xlabel="epoch")
+    aucs.legend()
+    return _png(figure)
+
+
 def _table(lines: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
     return str(tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True))
 
@@ -135,17 +160,26 @@ def _escaped(token: str) -> str:
 
 def draw(report: Report) -> bytes:
     """PNG of four plots; the same report gives the same bytes."""
-    # without pyplot: no window, no global state
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(height=8)
     (roc, precision), (calibration, histogram) = figure.subplots(2, 2)
     _draw_roc(roc, report)
     _draw_precision(precision, report)
     _draw_calibration(calibration, report)
     _draw_histogram(histogram, report)
+    return _png(figure)
+
+
+def _figure(height: float) -> Any:
+    # without pyplot: no window, no global state
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return content.getvalue()

@@ -108,26 +108,28 @@ class TrainingFiles:
         found = [self._read(group, []).subset(split).labels for group in range(self.groups)]
         return np.concatenate(found) if found else np.empty(0, dtype=np.float32)
 
+    def count(self, split: int) -> int:
+        """Rows of the split."""
+        return sum(int(np.count_nonzero(self._read(g, []).split == split)) for g in range(self.groups))
+
     def check(self, vocabulary_sizes: Mapping[str, int]) -> None:
         """As `check_trainable` and `check_vocabulary`, of TRAIN and VALIDATION.
 
         Raises:
             TrainingError: As these.
         """
-        empty = set(self._fields)
-        labels, split = [], []
+        _require_fields(self._fields)
+        empty, counts = set(self._fields), _LabelCounts()
         for group in range(self.groups):
             rows = self._read(group, self._fields)
             check_vocabulary(rows.bags, vocabulary_sizes)
             train = rows.subset(TRAIN)
             empty -= {name for name in empty if np.any(train.bags[name].values != MISSING_ID)}
-            labels.append(rows.labels)
-            split.append(rows.split)
-        _require_fields(self._fields)
-        _check_labels(TrainingRows(np.concatenate(labels), np.concatenate(split), {}), (TRAIN, VALIDATION))
+            counts.add(rows)
+        counts.check((TRAIN, VALIDATION))
         for name in self._fields:
             if name in empty:
-                raise _no_token(name, int(sum(np.count_nonzero(part == TRAIN) for part in split)))
+                raise _no_token(name, counts.of(TRAIN)[0])
 
     def fingerprint(self) -> bytes:
         """Of names, sizes and times: a file of the lake never changes once written."""
@@ -165,7 +167,9 @@ def check_trainable(rows: TrainingRows, splits: Sequence[int] = (TRAIN, VALIDATI
             whose training bags hold no token.
     """
     _require_fields(list(rows.bags))
-    _check_labels(rows, splits)
+    counts = _LabelCounts()
+    counts.add(rows)
+    counts.check(splits)
     for name, bag in rows.subset(TRAIN).bags.items():
         if not np.any(bag.values != MISSING_ID):
             raise _no_token(name, bag.rows)
@@ -244,21 +248,38 @@ def _no_rows(fields: Sequence[str]) -> TrainingRows:
     return TrainingRows(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int8), bags)
 
 
-def _check_labels(rows: TrainingRows, splits: Sequence[int]) -> None:
-    for split in splits:
+class _LabelCounts:
+    """Rows, positives and negatives of each split."""
+
+    def __init__(self) -> None:
+        self._counts = {split: np.zeros(3, dtype=np.int64) for split in SPLIT_NAMES}
+
+    def add(self, rows: TrainingRows) -> None:
+        for split, counts in self._counts.items():
+            labels = rows.labels[rows.split == split]
+            found = [len(labels), np.count_nonzero(labels == 1), np.count_nonzero(labels == 0)]
+            counts += np.asarray(found, dtype=np.int64)
+
+    def of(self, split: int) -> tuple[int, int, int]:
+        rows, positives, negatives = (int(count) for count in self._counts[split])
+        return rows, positives, negatives
+
+    def check(self, splits: Sequence[int]) -> None:
+        for split in splits:
+            self._check(split)
+
+    def _check(self, split: int) -> None:
         name = SPLIT_NAMES[split]
-        labels = rows.labels[rows.split == split]
-        positives = int(np.count_nonzero(labels == 1))
-        negatives = int(np.count_nonzero(labels == 0))
-        found = f"{positives} positives and {negatives} negatives in {len(labels)} rows"
-        if not len(labels):
+        rows, positives, negatives = self.of(split)
+        found = f"{positives} positives and {negatives} negatives in {rows} rows"
+        if not rows:
             raise TrainingError(
                 f"split {name!r} has no rows",
-                found=f"{rows.rows} rows in other splits",
+                found=f"{sum(self.of(other)[0] for other in SPLIT_NAMES)} rows in other splits",
                 expected="rows in every split",
                 remedy="add as-of days to train on, or shorten the horizon",
             )
-        if positives + negatives != len(labels):
+        if positives + negatives != rows:
             raise TrainingError(
                 f"split {name!r} holds labels that are neither 0 nor 1",
                 found=found,
