@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-SURVIVED = ["kill_worker", "kill_executor", "overtake_stopped"]
+SURVIVED = ["kill_worker", "overtake_stopped"]
 NAMED = {
     "truncate_before": r"the footer of .*\.parquet cannot be read",
-    "alter_meanwhile": r"row group \d+ of .*\.parquet cannot be read",
     "lose_task": r"other rows of predictions were written than expected",
     "block_job_commit": r"_SUCCESS",
 }

@@ -63,11 +63,9 @@ leaves_a_pipe = pytest.mark.filterwarnings(
 
 @pytest.mark.slow
 @leaves_a_pipe
-@pytest.mark.parametrize("streamed", [False, True])
-def test_two_processes_train_what_one_does(spark: SparkSession, files: list[Path], streamed: bool) -> None:
-    rows = TrainingFiles(files, list(SIZES)) if streamed else read_training_rows(files, list(SIZES))
-    alone = train_dnn(rows, SIZES, CONFIG, lambda _: None)
-    together = train_dnn_distributed(files, SIZES, CONFIG, processes=2, local=True, streamed=streamed)
+def test_two_processes_train_what_one_does(spark: SparkSession, files: list[Path]) -> None:
+    alone = train_dnn(TrainingFiles(files, list(SIZES)), SIZES, CONFIG, lambda _: None)
+    together = train_dnn_distributed(files, SIZES, CONFIG, processes=2, local=True, streamed=True)
     assert together.best_epochs == alone.best_epochs
     for name, tensor in alone.state.items():
         np.testing.assert_allclose(together.state[name], tensor, atol=2e-5, err_msg=name)
