@@ -92,7 +92,7 @@ class Report:
 
     def table(self) -> str:
         rows = [
-            [name, f"{r.median:.2f}", f"{r.low:.2f} – {r.high:.2f}", *self._verdict(name, r)]
+            [name, f"{r.median:.3g}", f"{r.low:.3g} – {r.high:.3g}", *self._verdict(name, r)]
             for name, r in self.ratios.items()
         ]
         rows += [

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.plain_model import MISSING, RESERVED, UNKNOWN, PlainModel, plain_model
 from benchmarks.scoring_world import World
 from pipelines.steps import worker_daemon
-from pipelines.steps.predictions import score_files
+from pipelines.steps.predictions import PARQUET_OPTIONS, score_files
 
 SLOTS = 2
 SCORED = "device_id string, probability float"
@@ -89,7 +89,8 @@ def _read(files: Sequence[Path]) -> DataFrame:
 
 
 def _write(scored: DataFrame, out: Path) -> None:
-    scored.write.mode("overwrite").parquet(str(out))
+    """As our lake writes scores; theirs and ours alike."""
+    scored.write.options(**PARQUET_OPTIONS).mode("overwrite").parquet(str(out))
 
 
 # --- in Spark -------------------------------------------------------------------------------------

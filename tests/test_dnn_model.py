@@ -168,7 +168,7 @@ def test_one_batch_can_be_overfitted() -> None:
 
 
 def test_training_learns_what_the_rows_tell() -> None:
-    trained = train(simulated_rows())
+    trained = train(simulated_rows(), replace(SMALL, max_epochs=15))
     assert trained.curves[trained.best_epochs[0] - 1].validation_auc > 0.75
 
 

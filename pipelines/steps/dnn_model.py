@@ -135,6 +135,9 @@ class DnnConfig:
         token_counts: Whether the number of a field's tokens is an input.
         embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_sd: Standard deviation of the initial embeddings.
+        warm_start: Root mean square of the embeddings that training starts from, found by correspondence
+            analysis of the training rows: tokens of the same rows start near each other, labels or not. Added
+            to the random ones; 0: these alone.
         embedding_epsilon: Adam's epsilon on embeddings. At the usual 1e-8 a token seen once moves as far as
             one seen a thousand times, and the best epoch is the first or second.
         token_dropout: Share of a row's tokens left out in training; at least one of a field always stays.
@@ -160,7 +163,8 @@ class DnnConfig:
     token_counts: bool = True
     embedding_dropout: float = 0.2
     embedding_init_sd: float = 0.01
-    embedding_epsilon: float = 1e-4
+    warm_start: float = 0.3
+    embedding_epsilon: float = 1e-3
     token_dropout: float = 0.2
     members: int = 3
     averaging: float = 0.99
@@ -182,6 +186,7 @@ class DnnConfig:
             "embedding_dropout": 0.0,
             "token_dropout": 0.0,
             "embedding_epsilon": 1e-8,
+            "warm_start": 0.0,
             "members": 1,
             "averaging": 0.0,
         }

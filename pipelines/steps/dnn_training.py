@@ -37,6 +37,7 @@ from pipelines.steps.training_rows import (
     check_trainable,
     check_vocabulary,
 )
+from pipelines.steps.warm_start import correspondence_embeddings
 
 SCORING_ROWS = 8_192
 """Rows per forward pass when the validation split is scored between epochs."""
@@ -167,8 +168,9 @@ def train_dnn(
     # dropout knows no generator of its own, so the global one is borrowed and put back
     with torch_threads(config.threads), torch.random.fork_rng():
         runs = []
+        start = _warm_start(train, config, sum(vocabulary_sizes.values()))
         for member in range(1, config.members + 1):
-            run = _MemberRun(member, config, list(vocabulary_sizes.values()))
+            run = _MemberRun(member, config, list(vocabulary_sizes.values()), start)
             run.resume(saved)
             while not run.finished:
                 report = run.epoch(train, validation)
@@ -191,6 +193,15 @@ def _splits(rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, i
     check_trainable(rows, splits=(TRAIN, VALIDATION))
     check_vocabulary(rows.bags, vocabulary_sizes)
     return RowsInMemory(rows, TRAIN, vocabulary_sizes), RowsInMemory(rows, VALIDATION, vocabulary_sizes)
+
+
+def _warm_start(train: Rows, config: DnnConfig, vocabulary_size: int) -> np.ndarray | None:
+    """float32 [V, D], or None; of SHUFFLED_ROWS rows at most, which tell of any token that is not rare."""
+    if config.warm_start == 0:
+        return None
+    labels, packed = next(train.shuffled(SHUFFLED_ROWS, np.random.default_rng(config.seed)))
+    points = correspondence_embeddings(packed, len(labels), vocabulary_size, config.embedding_dim)
+    return points * np.float32(config.warm_start)
 
 
 @dataclass(frozen=True)
@@ -225,7 +236,9 @@ class _Ranks:
 class _MemberRun:
     """The training of one member: all that changes from epoch to epoch."""
 
-    def __init__(self, member: int, config: DnnConfig, vocabulary_sizes: Sequence[int]) -> None:
+    def __init__(
+        self, member: int, config: DnnConfig, vocabulary_sizes: Sequence[int], start: np.ndarray | None
+    ) -> None:
         self.member, self.config = member, config
         self.device = _device(config.device)
         self.ranks = _Ranks.current()
@@ -240,6 +253,8 @@ class _MemberRun:
             embedding_dropout=config.embedding_dropout,
             embedding_init_sd=config.embedding_init_sd,
         ).to(self.device)
+        if start is not None:
+            self.network.embeddings.data += torch.from_numpy(start).to(self.device)
         parameter_groups: list[dict[str, Any]] = [
             {"params": [self.network.embeddings], "eps": config.embedding_epsilon},
             {"params": list(self.network.feed_forward.parameters())},
