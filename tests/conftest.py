@@ -1,6 +1,7 @@
 """What several test files share: one local Spark session, and tables written as literals."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
@@ -29,12 +30,17 @@ def spark() -> Iterator[SparkSession]:
         shuffle_partitions=2,
         conf={
             "spark.ui.enabled": "false",
-            # Short jobs: most of what the second compiler optimizes would never run again.
-            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+            "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
         },
     )
     yield resource.session
     resource.teardown_after_execution(dg.build_init_resource_context())
+
+
+@pytest.fixture(scope="session")
+def program_environment() -> Mapping[str, str]:
+    """Of a program with a Spark of its own: it ends before the JVM's second compiler has paid."""
+    return {**os.environ, "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from tests.small_project import (
     run_days,
 )
 
-FIRST, LAST = SCORED_DAY - timedelta(days=2), SCORED_DAY
+FIRST, LAST = SCORED_DAY - timedelta(days=1), SCORED_DAY
 DAILY_TABLES = ("app_events", "rejected_events", "daily_fields", "feature_tokens", "predictions", "segments")
 PER_AUDIENCE = {"predictions", "segments"}
 
@@ -41,7 +41,7 @@ def delivered_files(project: SmallProject) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def at_once(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """Three days in one run."""
+    """Two days in one run."""
     project = chain.project.copied_to(tmp_path_factory.mktemp("at_once") / "data")
     with dg.DagsterInstance.ephemeral() as instance:
         result = run_days(project.definitions(), instance, "daily_job", FIRST, LAST)
@@ -51,7 +51,7 @@ def at_once(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProj
 
 @pytest.fixture(scope="module")
 def day_by_day(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """The same three days, a run for each."""
+    """The same two days, a run for each."""
     project = chain.project.copied_to(tmp_path_factory.mktemp("day_by_day") / "data")
     with dg.DagsterInstance.ephemeral() as instance:
         for day in day_keys(FIRST, LAST):

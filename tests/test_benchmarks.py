@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -246,11 +247,17 @@ def test_scores_of_other_devices_or_without_a_number_differ_infinitely(wrong: Sc
 
 
 @pytest.mark.slow
-def test_the_program_measures_and_writes_what_it_found(tmp_path: Path) -> None:
+def test_the_program_measures_and_writes_what_it_found(
+    program_environment: Mapping[str, str], tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "benchmarks.scoring", "--rows", str(ROWS), "--rounds", "1"]
     options = ["--peers", "map_in_arrow,roofline", "--work-dir", str(tmp_path), "--json"]
     finished = subprocess.run(
-        [*command, *options, str(tmp_path / "report.json")], capture_output=True, text=True, check=False
+        [*command, *options, str(tmp_path / "report.json")],
+        env=program_environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     report = json.loads((tmp_path / "report.json").read_text())

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ REPOSITORY = Path(__file__).parent.parent
 SURVIVED = ["kill_worker", "overtake_stopped"]
 NAMED = {
     "truncate_before": r"the footer of .*\.parquet cannot be read",
-    "lose_task": r"other rows of predictions were written than expected",
     "block_job_commit": r"_SUCCESS",
 }
 DRIVER_KILLED = ["kill_driver_in_commit"]
@@ -25,13 +25,22 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def schedules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def schedules(
+    program_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """Fault → its last schedule, which hit; those before it missed."""
     figures = tmp_path_factory.mktemp("chaos") / "figures.json"
     faults = [*SURVIVED, *NAMED, *DRIVER_KILLED]
     command = [sys.executable, "-m", "benchmarks.chaos", "--only", ",".join(faults), "--json", str(figures)]
     size = ["--schedules", str(len(faults)), "--row-groups", "16"]
-    run = subprocess.run([*command, *size], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [*command, *size],
+        cwd=REPOSITORY,
+        env=program_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     results = json.loads(figures.read_text())["results"]
     return {fault: results[fault]["schedules"][-1] for fault in faults}

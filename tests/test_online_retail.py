@@ -193,9 +193,10 @@ def test_three_models_are_compared_in_one_table(retail: Retail) -> None:
     assert set(measured) == {"dnn", "xgboost", "logistic"}
     assert all(each.test.auc > 0.5 for each in measured.values()), table
     assert max(each.test.auc for each in measured.values()) > 0.6, table
-    assert metadata["comparison (test split)"].value == table
+    header, _, *rows = table.splitlines()
+    assert all(row in str(metadata["card"].value) for row in (header, *rows))
     for column in ("AUC", "log-loss", "recall"):
-        assert column.lower() in table.lower()
+        assert column.lower() in header.lower()
 
 
 def test_the_segments_are_delivered(spark: SparkSession, retail: Retail) -> None:

@@ -112,19 +112,30 @@ def test_few_samples_tell_nothing() -> None:
     assert soak.slope(grown("short", 300, 1.0)[: soak.FEWEST_SAMPLES - 1]) is None
 
 
-def run(tmp_path: Path, module: str, *options: str) -> tuple[int, str, Mapping[str, Any]]:
+def run(
+    environment: Mapping[str, str], tmp_path: Path, module: str, *options: str
+) -> tuple[int, str, Mapping[str, Any]]:
     """A benchmark in a process of its own: the tests' own Spark session tries no task twice."""
     written = tmp_path / "figures.json"
     command = [sys.executable, "-m", module, *options, "--json", str(written), "--work-dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert written.exists(), done.stdout + done.stderr
     return done.returncode, done.stdout, json.loads(written.read_text())
 
 
 @pytest.mark.slow
-def test_parity_holds(tmp_path: Path) -> None:
+def test_parity_holds(program_environment: Mapping[str, str], tmp_path: Path) -> None:
     code, printed, figures = run(
-        tmp_path, "benchmarks.parity", "--rows", "1100", "--nets", "2", "--tasks", "2", "1"
+        program_environment,
+        tmp_path,
+        "benchmarks.parity",
+        "--rows",
+        "1100",
+        "--nets",
+        "2",
+        "--tasks",
+        "2",
+        "1",
     )
     results = figures["results"]
     assert code == 0, printed
@@ -136,8 +147,10 @@ def test_parity_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_soak_watches_every_worker(tmp_path: Path) -> None:
-    code, printed, figures = run(tmp_path, "benchmarks.soak", "--minutes", "0", "--rows", "4000")
+def test_the_soak_watches_every_worker(program_environment: Mapping[str, str], tmp_path: Path) -> None:
+    code, printed, figures = run(
+        program_environment, tmp_path, "benchmarks.soak", "--minutes", "0", "--rows", "4000"
+    )
     results = figures["results"]
     assert code in (0, 1), printed  # so short a run tells of no slope
     assert results["worker_limit_mib"] == [3 * 1024]

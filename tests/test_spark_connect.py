@@ -1,14 +1,15 @@
 """The chain through Spark Connect, in a process of its own: one process cannot hold both kinds of session."""
 
-import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 SCRIPT = """
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -29,10 +30,12 @@ print("rows", project.lake.partition("feature_tokens", last.isoformat()).rows)
 
 
 @pytest.mark.slow
-def test_events_become_feature_tokens_through_spark_connect(tmp_path: Path) -> None:
+def test_events_become_feature_tokens_through_spark_connect(
+    program_environment: Mapping[str, str], tmp_path: Path
+) -> None:
     """SPARK_REMOTE is offered to users; the checks (Great Expectations) must run on Connect frames, too."""
     # The local Connect server starts workers itself; another Python has none of our packages.
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
+    environment = {**program_environment, "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)],
         cwd=Path(__file__).parent.parent,
