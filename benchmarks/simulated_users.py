@@ -18,6 +18,8 @@ from pipelines.steps.simulated_world import (
     simulate_world,
 )
 
+WORLD_FOLDER = "world"
+"""Apart from what is made of it: simulating again replaces only what it made."""
 EVENTS_PER_DEVICE = 150
 LOOK_BACK_DAYS = 150
 HORIZON_DAYS = 90
@@ -38,13 +40,13 @@ def write_users(folder: Path, devices: int, seed: int) -> Path:
     """
     days = LOOK_BACK_DAYS + HORIZON_DAYS
     world = WorldConfig(devices=devices, days=days, events=EVENTS_PER_DEVICE * devices, seed=seed)
-    simulate_world(world, folder)
-    events = ds.dataset(folder / EVENTS_FOLDER, format="parquet").to_table()
+    simulate_world(world, folder / WORLD_FOLDER)
+    events = ds.dataset(folder / WORLD_FOLDER / EVENTS_FOLDER, format="parquet").to_table()
     events = events.append_column("id", pc.utf8_lower(pc.utf8_trim_whitespace(events["device_id"])))
     as_of = datetime.combine(world.first_day, time(), UTC) + timedelta(days=LOOK_BACK_DAYS)
     is_before = pc.less(events["event_time"], pa.scalar(as_of, events["event_time"].type))
     before, after = events.filter(is_before), events.filter(pc.invert(is_before))
-    truth = pq.read_table(folder / TRUTH_FILE)
+    truth = pq.read_table(folder / WORLD_FOLDER / TRUTH_FILE)
     known = truth.filter(pc.invert(truth["emulator"]))["device_id"]
     seen = pc.unique(before["id"].drop_null())
     ids = seen.filter(pc.is_in(seen, value_set=known.combine_chunks()))
@@ -58,7 +60,7 @@ def write_users(folder: Path, devices: int, seed: int) -> Path:
 
 def attainable(folder: Path, ids: pa.Array, labels: np.ndarray) -> float:
     """AUC of the true propensity on these users."""
-    truth = pq.read_table(folder / TRUTH_FILE)
+    truth = pq.read_table(folder / WORLD_FOLDER / TRUTH_FILE)
     places = pc.index_in(ids, value_set=truth["device_id"].combine_chunks())
     hazards = truth["daily_hazard"].take(places).to_numpy()
     return attainable_auc(hazards, labels == 1, HORIZON_DAYS)

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import quality, training
 from benchmarks.labelled_users import encode_users, read_users, split_users
 from benchmarks.measure import missing_package
-from benchmarks.simulated_users import attainable, write_users
+from benchmarks.simulated_users import WORLD_FOLDER, attainable, write_users
 from benchmarks.training_peers import LIMIT, PEERS, Peer
 from pipelines.steps.errors import DataError
 from pipelines.steps.training_rows import TEST, TRAIN
@@ -92,9 +92,9 @@ def test_quality_is_measured_with_these_names(data: Path, tmp_path: Path) -> Non
 
 
 def test_simulated_users_are_those_of_the_world(tmp_path: Path) -> None:
-    folder = write_users(tmp_path / "world", 1_500, seed=3)
+    folder = write_users(tmp_path / "users", 1_500, seed=3)
     users = read_users(folder)
-    truth = pq.read_table(folder / "truth.parquet").to_pandas().set_index("device_id")
+    truth = pq.read_table(folder / WORLD_FOLDER / "truth.parquet").to_pandas().set_index("device_id")
     ids = users.ids.to_pylist()
     assert len(set(ids)) == len(ids) > 1_000
     assert not truth.loc[ids, "emulator"].any()
@@ -102,6 +102,12 @@ def test_simulated_users_are_those_of_the_world(tmp_path: Path) -> None:
     # The likelier a device is to buy, by the truth, the more often it did.
     assert attainable(folder, users.ids, users.labels) > 0.75
     assert users.features["apps"].combine_chunks().value_lengths().to_numpy().mean() > 5
+
+
+def test_users_are_simulated_again_in_the_same_place(tmp_path: Path) -> None:
+    first, again = (read_users(write_users(tmp_path, 300, seed=3)) for _ in range(2))
+    assert again.features.equals(first.features)
+    assert again.labels.tolist() == first.labels.tolist()
 
 
 @pytest.mark.parametrize("name", ["limit", *PEERS])
