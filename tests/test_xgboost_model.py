@@ -1,5 +1,7 @@
 """Boosted trees: they learn, stop in time, and are the same for the same seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xgboost
@@ -7,7 +9,7 @@ import xgboost
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.feature_vocabulary import Ragged
 from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows, multi_hot
-from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.xgboost_model import Trial, XGBoostConfig, train_xgboost, tune_xgboost
 
 SIZES = {"apps": 6, "model": 4}
 SMALL = XGBoostConfig(max_rounds=60, patience=5, column_share=1.0)
@@ -38,6 +40,22 @@ def test_early_stopping_keeps_the_trees_up_to_the_best_round() -> None:
     assert trained.best_round == int(np.argmax(trained.validation_auc)) + 1
     assert trained.booster.num_boosted_rounds() == trained.best_round
     assert len(trained.validation_auc) == trained.best_round + 5 < 60
+
+
+def test_the_best_setting_grows_on_where_a_trial_ended_it() -> None:
+    told: list[Trial] = []
+    tuned = tune_xgboost(simulated_rows(), SIZES, replace(SMALL, max_rounds=3), told.append, trials=2)
+    assert [(trial.number, trial.changes.get("max_rounds")) for trial in told[:2]] == [(1, None), (2, None)]
+    assert told[2].changes["max_rounds"] == tuned.config.max_rounds == 12
+    assert tuned.best_round > 3
+    assert tuned.best_auc > max(trial.validation_auc for trial in told[:2])
+
+
+def test_a_setting_that_ended_by_itself_is_not_grown_again() -> None:
+    told: list[Trial] = []
+    tuned = tune_xgboost(simulated_rows(), SIZES, SMALL, told.append, trials=2)
+    assert not tuned.was_cut_short
+    assert len(told) == 2
 
 
 def test_training_twice_gives_equal_trees() -> None:
