@@ -78,14 +78,17 @@ def split_users(users: Users, seed: int) -> np.ndarray:
 
 
 def encode_users(users: Users, split: np.ndarray) -> tuple[TrainingRows, Vocabulary]:
-    """Rows whose vocabulary is fitted on the TRAIN rows alone."""
-    train = pa.array(split == TRAIN)
-    fields = [
-        _fit_field(name, users.features.column(name).filter(train)) for name in users.features.column_names
-    ]
-    vocabulary = Vocabulary(tuple(fields))
-    bags: EncodedRows = vocabulary.encode(users.features)
+    """Rows whose vocabulary is fitted on the TRAIN rows; features that these have none of are left out."""
+    train = users.features.filter(pa.array(split == TRAIN))
+    told = [name for name in train.column_names if _has_tokens(train.column(name))]
+    vocabulary = Vocabulary(tuple(_fit_field(name, train.column(name)) for name in told))
+    bags: EncodedRows = vocabulary.encode(users.features.select(told))
     return TrainingRows(users.labels, split, {name: _int32(bag) for name, bag in bags.items()}), vocabulary
+
+
+def _has_tokens(column: pa.ChunkedArray) -> bool:
+    tokens = column.combine_chunks().flatten()
+    return bool(len(tokens) > tokens.null_count)
 
 
 def _fit_field(name: str, column: pa.ChunkedArray) -> FieldVocabulary:

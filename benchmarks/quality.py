@@ -226,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"  seed {seed} of {chosen.seeds}", flush=True)
         split = split_users(users, seed)
         rows, vocabulary = encode_users(users, split)
+        if without := sorted(set(users.features.column_names) - set(vocabulary.sizes)):
+            print(f"  left out, because no training user has any: {', '.join(without)}", flush=True)
         if chosen.simulated:
             tested = split == TEST
             best.append(attainable(chosen.data, users.ids.filter(pa.array(tested)), users.labels[tested]))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def test_the_vocabulary_is_of_the_training_users_alone(data: Path) -> None:
     trained = users.features["apps"].filter(pa.array(split == TRAIN)).to_pylist()
     counts = {app: sum(app in row for row in trained) for row in trained for app in row}
     assert set(vocabulary.fields[0].tokens) == {app for app, count in counts.items() if count >= 5}
+
+
+def test_a_feature_that_no_training_user_has_is_left_out(data: Path) -> None:
+    users = read_users(data)
+    split = split_users(users, 0)
+    tested = users.features.append_column(
+        "late", pa.array([[None] if part == TRAIN else ["token"] for part in split], pa.list_(pa.string()))
+    )
+    rows, vocabulary = encode_users(replace(users, features=tested), split)
+    assert list(rows.bags) == list(vocabulary.sizes) == users.features.column_names
 
 
 @pytest.mark.parametrize(
