@@ -14,7 +14,7 @@ VENV_FIRST = PATH="$$PWD/.venv/bin:$$PATH"; export PATH
 RUN = $(ISOLATED); $(SETTINGS); $(CHOSEN_JAVA); $(VENV_FIRST);
 UI = exec .venv/bin/python -m dagster dev -h 127.0.0.1 -p "$$PORT"
 # Tests read none of the user's settings, and write to none of the user's places.
-RUN_TESTS = $(ISOLATED); unset AUDIENCES_DIR DATA_DIR DAGSTER_HOME SPARK_MASTER SPARK_REMOTE SPARK_HOME; \
+RUN_TESTS = $(ISOLATED); unset AUDIENCES_DIR DATA_DIR DAGSTER_HOME SPARK_MASTER SPARK_REMOTE SPARK_CONF SPARK_HOME; \
 	$(CHOSEN_JAVA); $(VENV_FIRST);
 
 IS_USABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))

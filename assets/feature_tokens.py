@@ -6,15 +6,13 @@ import dagster as dg
 from pyspark.sql import functions as F
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.feature_tokens import PARQUET_OPTIONS, collect_tokens, window
+from pipelines.steps.feature_tokens import PARQUET_OPTIONS, collect_tokens, files_of, window
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake, describe
 from resources.spark import Spark
 
 KEY = dg.AssetKey("feature_tokens")
-FILES_PER_DAY = 4
-"""Tasks that write a day; scoring is divided by row groups, whatever their files."""
 
 CHECKS = [
     Check(
@@ -68,6 +66,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         first = project.fields.events.first_day
         needed = sorted({day for as_of in as_of_days for day in window(as_of, window_days, first)})
         daily_rows = lake.read(spark.session, "daily_fields", keys_of(needed))
+        daily_devices = [lake.partition("daily_fields", key).rows for key in keys_of(needed)]
         tokens = collect_tokens(daily_rows, fields, as_of_days, window_days)
         written = lake.write(
             tokens,
@@ -75,7 +74,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             by=["day"],
             keys=keys_of(as_of_days),
             sort=["device_id"],
-            files_per_partition=FILES_PER_DAY,
+            files_per_partition=files_of(daily_devices),
             options=PARQUET_OPTIONS,
         )
         return dg.MaterializeResult(metadata={**describe(list(written.values())), "window_days": window_days})

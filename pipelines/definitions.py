@@ -28,7 +28,7 @@ from pipelines.steps.project import load_project
 from resources.destinations import Destinations
 from resources.lake import Lake
 from resources.model_store import ModelStore
-from resources.spark import LOCAL_MASTER, Spark
+from resources.spark import LOCAL_MASTER, Spark, parse_conf
 
 # Backfill policies and open-ended partition mappings are "beta" in Dagster 1.13: a warning for each asset,
 # at every load, about names that the constraints file pins.
@@ -83,6 +83,7 @@ def build_definitions(
             "spark": Spark(
                 master=os.environ.get("SPARK_MASTER", LOCAL_MASTER),
                 remote=os.environ.get("SPARK_REMOTE") or None,
+                conf=parse_conf(os.environ.get("SPARK_CONF", "")),
             ),
             "lake": Lake(root=str(data / "lake")),
             "models": ModelStore(root=str(data / "models")),

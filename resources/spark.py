@@ -1,6 +1,8 @@
 """The Spark session: lazy, typed, local, on a cluster, or through Spark Connect."""
 
 import os
+import re
+import shlex
 import sys
 from typing import Any
 
@@ -11,6 +13,7 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from pipelines.steps import worker_daemon
+from pipelines.steps.errors import ConfigError
 
 LOCAL_MASTER = "local[*,4]"
 """All cores; and a task whose Python worker dies is tried again, up to 4 times, as it is on a cluster."""
@@ -32,6 +35,27 @@ _LOCAL = {
     # A year of days is 366 directories: listed in the driver in a moment, but as 366 tasks in a minute.
     "spark.sql.sources.parallelPartitionDiscovery.threshold": "10000",
 }
+
+
+def parse_conf(text: str) -> dict[str, str]:
+    """Spark settings written as "key=value key=value"; quotes as in a shell.
+
+    Raises:
+        ConfigError: An entry is not of that form.
+    """
+    try:
+        entries = shlex.split(text)
+    except ValueError:  # a quote without its other half
+        entries = [text]
+    for entry in entries:
+        if not re.fullmatch(r"spark\.[\w.-]+=[^\"']*", entry):
+            raise ConfigError(
+                "SPARK_CONF holds what is no Spark setting",
+                found=entry,
+                expected="entries like spark.executor.memory=8g, with spaces between them",
+                remedy="correct it in the environment or in .env; quote a value that holds a space",
+            )
+    return dict(entry.split("=", 1) for entry in entries)
 
 
 class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]

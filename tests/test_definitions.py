@@ -64,6 +64,14 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> dg.Definitions:
     return write_small_project(tmp_path_factory.mktemp("definitions")).definitions()
 
 
+def test_spark_settings_come_from_the_environment(
+    project: SmallProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARK_CONF", "spark.sql.shuffle.partitions=512")
+    bound = build_definitions(project.audiences_dir, project.data_dir).resources or {}
+    assert bound["spark"].conf == {"spark.sql.shuffle.partitions": "512"}
+
+
 def edges(definitions: dg.Definitions) -> Mapping[str, set[str]]:
     graph = definitions.resolve_asset_graph()
     return {

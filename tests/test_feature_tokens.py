@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 import pytest
 from pyspark.sql import DataFrame
 
-from pipelines.steps.feature_tokens import collect_tokens, window
+from pipelines.steps.feature_tokens import collect_tokens, files_of, window
 from pipelines.steps.project import FieldSpec
 from tests.conftest import Frame
 
@@ -162,3 +162,11 @@ def test_devices_and_fields_do_not_mix(frame: Frame) -> None:
         ("phone", ["same"], ["other"]),
         ("tablet", ["other"], ["same"]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("daily_devices", "files"),
+    [([], 4), ([0, 20_000], 4), ([4_000_000, 1], 4), ([4_000_001], 5), ([90_000_000, 400_000_000], 400)],
+)
+def test_a_large_day_is_written_to_more_files(daily_devices: list[int], files: int) -> None:
+    assert files_of(daily_devices) == files

@@ -15,7 +15,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 import pipelines
-from resources.spark import Spark
+from pipelines.steps.errors import ConfigError
+from resources.spark import Spark, parse_conf
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -28,6 +29,30 @@ def run(code: str) -> dict[str, Any]:
     assert finished.returncode == 0, finished.stderr
     printed: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return printed
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "conf"),
+    [
+        ("", {}),
+        ("  spark.executor.memory=8g ", {"spark.executor.memory": "8g"}),
+        (
+            "spark.a=1 spark.executor.extraJavaOptions='-Da=b -Dc=d'",
+            {"spark.a": "1", "spark.executor.extraJavaOptions": "-Da=b -Dc=d"},
+        ),
+    ],
+)
+def test_settings_are_read_as_a_shell_would(text: str, conf: dict[str, str]) -> None:
+    assert parse_conf(text) == conf
+
+
+@pytest.mark.parametrize("text", ["8g", "executor.memory=8g", "spark.a=1, x", "spark.a='1", "spark.=1"])
+def test_what_is_no_setting_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="SPARK_CONF holds what is no Spark setting"):
+        parse_conf(text)
 
 
 # --- starting and stopping ------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class AudienceFactoryError(Exception):
 
 
 class ConfigError(AudienceFactoryError):
-    """A file under the audiences directory is wrong."""
+    """A file under the audiences directory, or a setting, is wrong."""
 
 
 class DataError(AudienceFactoryError):

@@ -27,6 +27,20 @@ PARQUET_OPTIONS = {
     "compression": "zstd",
 }
 """How the files are written, so that scoring reads them fast."""
+LEAST_FILES = 4
+"""Tasks that write a day at least."""
+DEVICES_PER_FILE = 1_000_000
+"""About 100 MB, and a few seconds of sorting for the task that writes it."""
+
+
+def files_of(daily_devices: Sequence[int]) -> int:
+    """How many files a day of tokens is written to.
+
+    Args:
+        daily_devices: Rows of `daily_fields` on each day of the window; the window's own number is not known
+            before the work is done, and is mostly not many times that of its busiest day.
+    """
+    return max(LEAST_FILES, -(-max(daily_devices, default=0) // DEVICES_PER_FILE))
 
 
 def window(as_of: date, window_days: int, first_day: date) -> list[date]:
