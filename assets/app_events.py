@@ -15,7 +15,8 @@ from pipelines.steps.app_events import (
     quarantine_events,
     read_raw_events,
 )
-from pipelines.steps.project import Project, check_event_columns
+from pipelines.steps.event_columns import check_event_columns
+from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake, describe
 from resources.spark import Spark

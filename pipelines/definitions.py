@@ -24,7 +24,7 @@ from assets import (
 )
 from pipelines.jobs import build_jobs
 from pipelines.partitions import daily
-from pipelines.steps.project import load_project
+from pipelines.steps.project_files import load_project
 from resources.destinations import Destinations
 from resources.lake import Lake
 from resources.model_store import ModelStore

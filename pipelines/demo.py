@@ -26,7 +26,8 @@ from pipelines.partitions import keys_of
 from pipelines.steps.candidate_models import CANDIDATES, Measured
 from pipelines.steps.errors import AudienceFactoryError, DataError
 from pipelines.steps.model_comparison import comparison_table
-from pipelines.steps.project import Audience, Project, RollingDays, load_project
+from pipelines.steps.project import Audience, Project, RollingDays
+from pipelines.steps.project_files import load_project
 from pipelines.steps.segments import measure_segments
 from pipelines.steps.simulated_world import WorldConfig, attainable_auc, rank_auc, simulate_world
 from pipelines.steps.training_set import label_days, label_devices

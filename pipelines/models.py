@@ -19,7 +19,7 @@ from typing import Any
 
 from pipelines.steps.errors import AudienceFactoryError, BundleError, ConfigError
 from pipelines.steps.model_bundle import read_manifest
-from pipelines.steps.project import load_project
+from pipelines.steps.project_files import load_project
 from resources.model_store import CHAMPION, LogEntry, ModelRecord, ModelStore
 
 EPILOG = """\

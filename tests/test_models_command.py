@@ -22,7 +22,7 @@ from pipelines.partitions import daily
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
 from pipelines.steps.model_bundle import write_bundle
-from pipelines.steps.project import load_project
+from pipelines.steps.project_files import load_project
 from resources.lake import Lake
 from resources.model_store import ModelRecord, ModelStore
 from resources.spark import Spark

@@ -14,14 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.steps.errors import ConfigError
-from pipelines.steps.project import (
-    Label,
-    Project,
-    RollingDays,
-    check_event_columns,
-    load_project,
-    predicate_columns,
-)
+from pipelines.steps.event_columns import check_event_columns
+from pipelines.steps.project import Label, Project, RollingDays, predicate_columns
+from pipelines.steps.project_files import load_project
 
 REPOSITORY = Path(__file__).parent.parent
 RETAIL_EVENTS = REPOSITORY.parent / "shared/data/online_retail/events.parquet"
@@ -600,7 +595,8 @@ def test_reading_needs_neither_spark_nor_torch(workplace: Workplace) -> None:
     program = """
 import sys
 from pathlib import Path
-from pipelines.steps.project import check_event_columns, load_project
+from pipelines.steps.event_columns import check_event_columns
+from pipelines.steps.project_files import load_project
 check_event_columns(load_project(Path("audiences")))
 heavy = {"pyspark", "torch", "dagster", "great_expectations", "sklearn", "xgboost", "pandas"}
 print(",".join(sorted(heavy & {name.partition(".")[0] for name in sys.modules})))
