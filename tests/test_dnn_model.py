@@ -16,8 +16,11 @@ import torch
 from pipelines.steps.dnn_model import (
     AudienceNet,
     DnnConfig,
+    Dropout,
     EpochReport,
+    Pooling,
     TrainedDnn,
+    as_tensors,
     ensemble_of,
     to_tensors,
 )
@@ -108,6 +111,38 @@ def test_pooling_by_the_root_of_n_lets_long_lists_weigh_more() -> None:
     )
     bags = to_tensors({"apps": Ragged.from_lists([[2], [2, 2, 2, 2]])}, {"apps": 3})
     assert net(bags).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
+def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling) -> None:
+    """It has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
+    torch.manual_seed(0)
+    network = AudienceNet([6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_sd=1.0)
+    bags = as_tensors(Ragged.from_lists([[1, 1, 2], [5], [0], [6, 7, 7, 10], [8], [6, 6]]), "cpu")
+    found = {}
+    for mode in (True, False):
+        network.train(mode).zero_grad()
+        logits = network(bags)
+        logits.square().sum().backward()
+        found[mode] = (logits.detach(), network.embeddings.grad.clone())  # type: ignore[union-attr]
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert found[True][1][[3, 4, 9]].abs().sum() == 0  # tokens that no row has
+
+
+def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    dropout, values = Dropout(0.3), torch.ones(80_003)
+    dropped = dropout(values)
+    assert float((dropped == 0).float().mean()) == pytest.approx(77 / 256, abs=0.01)
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.01)
+    # A word of random bits decides on eight values: each of its bytes must be as random as the others.
+    assert (dropped[:80_000].view(-1, 8) == 0).float().mean(dim=0).tolist() == pytest.approx(
+        [0.3] * 8, abs=0.02
+    )
+    assert not torch.equal(dropout(values), dropped)
+    assert dropout.eval()(values) is values
+    assert Dropout(0.0)(values) is values
 
 
 def test_an_unknown_pooling_is_refused() -> None:

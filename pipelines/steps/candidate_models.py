@@ -23,7 +23,7 @@ from pipelines.steps.model_comparison import (
 from pipelines.steps.project import SegmentSpec
 from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 """Raised when the same rows and settings would train another model."""
 CANDIDATES = ("dnn", "xgboost", "logistic")
 BLEND = "blend"

@@ -65,7 +65,7 @@ class AudienceNet(nn.Module):
         self.pooling, self.token_counts = pooling, token_counts
         table = torch.empty(sum(vocabulary_sizes), members * embedding_dim)  # V × M·D
         self.embeddings = nn.Parameter(nn.init.normal_(table, std=embedding_init_sd))
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.embedding_dropout = Dropout(embedding_dropout)
         inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
         self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
 
@@ -73,10 +73,7 @@ class AudienceNet(nn.Module):
         """Logits [B] of `to_tensors`' ids [N] and offsets [F·B + 1]."""
         ids, offsets = bags
         lengths = offsets.diff().clamp(min=1).to(self.embeddings.dtype)  # F·B
-        mode = "mean" if self.pooling == "mean" else "sum"
-        pooled = functional.embedding_bag(ids, self.embeddings, offsets, mode=mode, include_last_offset=True)
-        if self.pooling == "sqrt_n":
-            pooled = pooled / lengths.sqrt().unsqueeze(1)  # F·B × M·D
+        pooled = self._pooled(ids, offsets, lengths)  # F·B × M·D
         rows = len(lengths) // self.fields
         by_member = pooled.view(self.fields, rows, self.members, self.embedding_dim).permute(2, 1, 0, 3)
         inputs = self.embedding_dropout(by_member.flatten(2))  # M × B × F·D
@@ -86,11 +83,67 @@ class AudienceNet(nn.Module):
         logits = [member(x) for member, x in zip(self.feed_forward, inputs, strict=True)]  # M of B × 1
         return torch.stack(logits).mean(dim=0).squeeze(1)
 
+    def _pooled(self, ids: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
+        if self.pooling == "mean" and not self.training:
+            return functional.embedding_bag(
+                ids, self.embeddings, offsets, mode="mean", include_last_offset=True
+            )
+        if self.training and ids.device.type == "cpu":
+            sums: Tensor = _SumOfEmbeddings.apply(self.embeddings, ids, offsets)  # type: ignore[no-untyped-call]
+        else:
+            sums = functional.embedding_bag(
+                ids, self.embeddings, offsets, mode="sum", include_last_offset=True
+            )
+        return sums / (lengths if self.pooling == "mean" else lengths.sqrt()).unsqueeze(1)
+
+
+class _SumOfEmbeddings(torch.autograd.Function):
+    """The sum of each bag's embeddings, as `embedding_bag`'s, with a gradient that sorts no ids.
+
+    PyTorch's own gradient took 9 of the 22 µs of a row's forward, backward and step on a CPU; this one 2.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, offsets)
+        ctx.rows = len(embeddings)
+        return functional.embedding_bag(ids, embeddings, offsets, mode="sum", include_last_offset=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        from scipy import sparse  # scoring needs none
+
+        ids, offsets = (saved.numpy() for saved in ctx.saved_tensors)
+        ones = np.ones(len(ids), dtype=np.float32)
+        bags = sparse.csr_matrix((ones, ids, offsets), shape=(len(offsets) - 1, ctx.rows), copy=False)
+        return torch.from_numpy(bags.T @ gradient.contiguous().numpy()), None, None
+
+
+class Dropout(nn.Module):
+    """As `nn.Dropout`, with the share rounded to 256ths: a random byte decides on a value.
+
+    PyTorch draws a number for each, which took 3.6 µs a row on a CPU; this takes 0.8.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self._cut = round(256 * share)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or self._cut == 0:
+            return values
+        if values.device.type != "cpu":
+            return functional.dropout(values, self.share)
+        words = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= self._cut
+        return values * (kept * (256 / (256 - self._cut)))
+
 
 def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for next_width in hidden:
-        layers += [nn.Linear(width, next_width), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(width, next_width), nn.ReLU(), Dropout(dropout)]
         width = next_width
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
