@@ -145,6 +145,12 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
     assert Dropout(0.0)(values) is values
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_dropping_all_or_less_than_nothing_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        Dropout(share)
+
+
 def test_an_unknown_pooling_is_refused() -> None:
     with pytest.raises(ValueError, match="'mean' or 'sqrt_n', not 'max'"):
         seeded_net(pooling="max")

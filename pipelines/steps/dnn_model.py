@@ -127,8 +127,10 @@ class Dropout(nn.Module):
 
     def __init__(self, share: float) -> None:
         super().__init__()
+        if not 0 <= share < 1:
+            raise ValueError(f"the share to drop is at least 0 and below 1, not {share}")
         self.share = share
-        self._cut = round(256 * share)
+        self._cut = min(255, round(256 * share))
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self._cut == 0:
