@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 SURVIVED = ["kill_worker", "overtake_stopped"]
 NAMED = {
     "truncate_before": r"the footer of .*\.parquet cannot be read",
+    "lose_task": r"other rows of predictions were written than expected",
     "block_job_commit": r"_SUCCESS",
 }
 DRIVER_KILLED = ["kill_driver_in_commit"]

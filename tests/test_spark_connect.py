@@ -9,7 +9,6 @@ import pytest
 
 SCRIPT = """
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
