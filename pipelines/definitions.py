@@ -28,7 +28,7 @@ from pipelines.steps.project_files import load_project
 from resources.destinations import Destinations
 from resources.lake import Lake
 from resources.model_store import ModelStore
-from resources.spark import LOCAL_MASTER, Spark, parse_conf
+from resources.spark import Spark
 
 # Backfill policies and open-ended partition mappings are "beta" in Dagster 1.13: a warning for each asset,
 # at every load, about names that the constraints file pins.
@@ -80,11 +80,7 @@ def build_definitions(
         # One JVM per run: a 3-step chain took 51-59 s in process, 122-143 s with a process per step.
         executor=dg.in_process_executor,
         resources={
-            "spark": Spark(
-                master=os.environ.get("SPARK_MASTER", LOCAL_MASTER),
-                remote=os.environ.get("SPARK_REMOTE") or None,
-                conf=parse_conf(os.environ.get("SPARK_CONF", "")),
-            ),
+            "spark": Spark.from_environment(),
             "lake": Lake(root=str(data / "lake")),
             "models": ModelStore(root=str(data / "models")),
             "destinations": Destinations(root=str(data)),

@@ -34,7 +34,7 @@ from pipelines.steps.training_set import label_days, label_devices
 from resources.destinations import Destinations
 from resources.lake import Lake
 from resources.model_store import ModelStore
-from resources.spark import LOCAL_MASTER, Spark
+from resources.spark import Spark
 
 SCORED_DAYS = {"simulated": date(2025, 5, 30), "retail": date(2011, 11, 8)}
 """The newest day whose whole horizon lies within the events, so that the segment can be measured."""
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lock = _lock(demo.data)
         _say(f"Dagster keeps the history in {os.environ['DAGSTER_HOME']}")
         # Started here, so that all runs share one JVM: a run stops only a session that it started.
-        spark = Spark(master=os.environ.get("SPARK_MASTER", LOCAL_MASTER), driver_memory="3g")
+        spark = Spark.from_environment(driver_memory="3g")
         session = spark.session
         with dg.DagsterInstance.get() as instance:
             _close_killed_runs(instance)

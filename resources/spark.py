@@ -84,6 +84,23 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
     _session: Any = PrivateAttr(default=None)
     _owned: bool = PrivateAttr(default=False)
 
+    @classmethod
+    def from_environment(cls, **settings: Any) -> "Spark":
+        """As SPARK_MASTER, SPARK_REMOTE and SPARK_CONF say.
+
+        Args:
+            settings: Other fields of this class.
+
+        Raises:
+            ConfigError: As `parse_conf`.
+        """
+        return cls(
+            master=os.environ.get("SPARK_MASTER", LOCAL_MASTER),
+            remote=os.environ.get("SPARK_REMOTE") or None,
+            conf=parse_conf(os.environ.get("SPARK_CONF", "")),
+            **settings,
+        )
+
     @property
     def session(self) -> SparkSession:
         """The session, started now if there is none."""
