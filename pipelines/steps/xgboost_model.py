@@ -145,12 +145,11 @@ def tune_xgboost(
     for number, changes in enumerate(TRIALS[: max(1, trials)], start=1):
         tried.append(train_xgboost(rows, vocabulary_sizes, replace(config, **changes)))
         progress(Trial(number, changes, tried[-1].best_auc, tried[-1].best_round))
-    best = max(tried, key=lambda trained: trained.best_auc)  # the first of equals
+    number, best = max(enumerate(tried, start=1), key=lambda trial: trial[1].best_auc)  # the first of equals
     if not best.was_cut_short:
         return best
     longer = replace(best.config, max_rounds=GROWN_FURTHER * best.config.max_rounds)
     grown = train_xgboost(rows, vocabulary_sizes, longer)
-    number = tried.index(best) + 1
     progress(
         Trial(
             number, {**TRIALS[number - 1], "max_rounds": longer.max_rounds}, grown.best_auc, grown.best_round
