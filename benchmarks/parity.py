@@ -491,7 +491,7 @@ class EagerModel:
         names = [field["name"] for field in manifest["fields"]]
         self._pooling = manifest["architecture"]["pooling"]
         sizes = [field["vocabulary_size"] for field in manifest["fields"]]
-        self._embeddings = dict(zip(names, weights["embeddings"].split(sizes), strict=True))  # type: ignore[no-untyped-call]
+        self._embeddings = dict(zip(names, weights["embeddings"].split(sizes), strict=True))
         first = "feed_forward.0."
         numbers = sorted({int(key.split(".")[2]) for key in weights if key.startswith(first)})
         self._layers = [(weights[f"{first}{n}.weight"], weights[f"{first}{n}.bias"]) for n in numbers]

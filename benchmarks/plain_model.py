@@ -29,7 +29,7 @@ class PlainModel:
         self.names = [field["name"] for field in vocabulary]
         self.widths = [field["max_length"] for field in vocabulary]
         self.tokens = [pa.array(field["tokens"]) for field in vocabulary]
-        self.embeddings = weights["embeddings"].split([RESERVED + len(tokens) for tokens in self.tokens])  # type: ignore[no-untyped-call]
+        self.embeddings = weights["embeddings"].split([RESERVED + len(tokens) for tokens in self.tokens])
         first = "feed_forward.0."
         layers = sorted({int(key.split(".")[2]) for key in weights if key.startswith(first)})
         self.layers = [(weights[f"{first}{n}.weight"], weights[f"{first}{n}.bias"]) for n in layers]

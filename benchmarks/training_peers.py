@@ -93,7 +93,7 @@ def limit(rows: TrainingRows, sizes: Mapping[str, int]) -> Callable[[], object]:
         optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, fused=True)
         for bags, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            functional.binary_cross_entropy_with_logits(network(bags), labels).backward()  # type: ignore[no-untyped-call]
+            functional.binary_cross_entropy_with_logits(network(bags), labels).backward()
             optimizer.step()
 
     return epoch
@@ -156,7 +156,7 @@ def plain_loop(rows: TrainingRows, sizes: Mapping[str, int]) -> Callable[[], obj
         optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
         for fields, labels in loader:
             optimizer.zero_grad()
-            functional.binary_cross_entropy_with_logits(network(fields), labels).backward()  # type: ignore[no-untyped-call]
+            functional.binary_cross_entropy_with_logits(network(fields), labels).backward()
             optimizer.step()
 
     return epoch
@@ -165,7 +165,7 @@ def plain_loop(rows: TrainingRows, sizes: Mapping[str, int]) -> Callable[[], obj
 @torch.inference_mode()
 def plain_logits(rows: TrainingRows, sizes: Mapping[str, int], weights: Weights) -> np.ndarray:
     network = PaddedNet(list(sizes.values()))
-    tables = weights["embeddings"].split(list(sizes.values()))  # type: ignore[no-untyped-call]
+    tables = weights["embeddings"].split(list(sizes.values()))
     for embedding, table in zip(network.embeddings, tables, strict=True):
         embedding.weight[1:] = table  # type: ignore[operator]
     for name, parameter in network.layers.named_parameters():
@@ -232,7 +232,7 @@ def deepctr_torch(rows: TrainingRows, sizes: Mapping[str, int]) -> Callable[[], 
 @torch.inference_mode()
 def deepctr_logits(rows: TrainingRows, sizes: Mapping[str, int], weights: Weights) -> np.ndarray:
     model = _deepctr_model(rows, sizes)
-    tables = weights["embeddings"].split(list(sizes.values()))  # type: ignore[no-untyped-call]
+    tables = weights["embeddings"].split(list(sizes.values()))
     for name, table in zip(sizes, tables, strict=True):
         model.embedding_dict[name].weight[1:] = table
     for place, linear in enumerate([*model.dnn.linears, model.dnn_linear]):

@@ -84,6 +84,7 @@ class AudienceNet(nn.Module):
         return torch.stack(logits).mean(dim=0).squeeze(1)
 
     def _pooled(self, ids: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
+        """One vector per bag, F·B × M·D; only in training by the gradient that is cheaper on a CPU."""
         if self.pooling == "mean" and not self.training:
             return functional.embedding_bag(
                 ids, self.embeddings, offsets, mode="mean", include_last_offset=True

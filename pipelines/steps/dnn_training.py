@@ -315,7 +315,7 @@ class _MemberRun:
             logits, torch.from_numpy(labels).to(self.device), reduction="sum"
         )
         self.optimizer.zero_grad(set_to_none=True)
-        (loss / len(batch[0])).backward()  # type: ignore[no-untyped-call]
+        (loss / len(batch[0])).backward()
         self.ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
         self.optimizer.step()
         self.steps += 1
