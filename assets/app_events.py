@@ -17,8 +17,9 @@ from pipelines.steps.app_events import (
 )
 from pipelines.steps.event_columns import check_event_columns
 from pipelines.steps.project import Project
-from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake, describe
+from pipelines.steps.settings import MADE_WITH, code_version, event_settings
+from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
+from resources.lake import Lake, materialized
 from resources.spark import Spark
 
 KEY = dg.AssetKey("app_events")
@@ -57,8 +58,14 @@ ACCOUNT_CHECKS = [
 ]
 
 
+def blocking_checks() -> list[str]:
+    """What must have passed before anything made from the events is delivered."""
+    return blocking_names([*STORED_CHECKS, *ACCOUNT_CHECKS])
+
+
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     source = project.fields.events
+    settings = event_settings(source)
 
     @dg.asset(
         key=KEY,
@@ -66,6 +73,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        code_version=code_version(settings),
         pool=SPARK_POOL,
     )
     def app_events(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult[None]:
@@ -77,29 +85,37 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             quarantine_events(labelled), REJECTED, by=["day"], keys=keys_of(days), sort=[REASON]
         )
         accepted = lake.write(
-            accept_events(labelled), KEY.to_user_string(), by=["day"], keys=keys_of(days), sort=["device_id"]
+            accept_events(labelled),
+            KEY.to_user_string(),
+            by=["day"],
+            keys=keys_of(days),
+            sort=["device_id"],
+            properties={MADE_WITH: settings},
         )
-        return dg.MaterializeResult(
-            metadata={
-                **describe(list(accepted.values())),
-                "rejected": sum(p.rows for p in rejected.values()),
-            }
+        return materialized(
+            list(accepted.values()), {"rejected": sum(partition.rows for partition in rejected.values())}
         )
 
-    @dg.multi_asset_check(name="app_events_checks", specs=check_specs(KEY, [*STORED_CHECKS, *ACCOUNT_CHECKS]))
+    @dg.multi_asset_check(
+        name="app_events_checks",
+        specs=check_specs(KEY, [*STORED_CHECKS, *ACCOUNT_CHECKS], daily.partitions),
+    )
     def app_events_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
-        days = checked_days(context, lake.partition_keys("app_events"))
-        accepted = lake.read(spark.session, "app_events", keys_of(days))
-        rejected = lake.read(spark.session, REJECTED, keys_of(days))
-        yield from evaluate(KEY, STORED_CHECKS, accepted)
+        days = checked_days(context)
+        snapshot = lake.snapshot("app_events", keys_of(days))
+        subjects = subjects_of(snapshot)
+        accepted = snapshot.frame(spark.session, ["device_id", "event_time", "day", "copies"])
+        rejected = lake.snapshot(REJECTED, keys_of(days)).frame(spark.session, ["day", REASON])
+        yield from report(context, evaluate(KEY, STORED_CHECKS, accepted, subjects))
         raw = read_raw_events(spark.session, source, days)
         account = account_rows(raw, accepted, rejected, days).toPandas()
         account["rejected_share"] = account["rejected"] / account["raw"].clip(lower=1)
         account["undated"] = count_undated(spark.session, source, days)
         reasons = rejected.groupBy(REASON).count().orderBy(REASON).toPandas()
-        yield from evaluate(KEY, ACCOUNT_CHECKS, account, metadata=_summary(account, reasons))
+        metadata = _summary(account, reasons)
+        yield from report(context, evaluate(KEY, ACCOUNT_CHECKS, account, subjects, metadata))
 
     return [app_events, app_events_checks]
 

@@ -29,7 +29,7 @@ from pipelines.steps.model_comparison import Difference, Metrics, Threshold, com
 from pipelines.steps.model_report import report_model
 from pipelines.steps.project import Audience
 from pipelines.steps.training_rows import TEST, VALIDATION, TrainingFiles, TrainingRows
-from resources.expectations import Check, check_specs, evaluate, expect
+from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_store import CHALLENGER, CHAMPION, ModelRecord, ModelStore
 from resources.spark import Spark
@@ -410,11 +410,25 @@ def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition
     @dg.multi_asset_check(
         name=f"{audience.name}_{name}_model_checks", specs=check_specs(key, CANDIDATE_CHECKS)
     )
-    def candidate_checks(models: ModelStore) -> Iterator[dg.AssetCheckResult]:
-        metrics = models.current(audience.name, name).properties["metrics"]
-        yield from evaluate(key, CANDIDATE_CHECKS, pd.DataFrame(list(metrics.values())))
+    def candidate_checks(
+        context: dg.AssetCheckExecutionContext, models: ModelStore
+    ) -> Iterator[dg.AssetCheckResult]:
+        record = models.current(audience.name, name)
+        metrics, subjects = record.properties["metrics"], [Subject(record.version)]
+        yield from report(
+            context, evaluate(key, CANDIDATE_CHECKS, pd.DataFrame(list(metrics.values())), subjects)
+        )
 
     return candidate_checks
+
+
+def champion_key_of(audience: Audience) -> dg.AssetKey:
+    return dg.AssetKey([audience.name, "champion_model"])
+
+
+def champion_blocking_checks() -> list[str]:
+    """What must have passed before anything that the champion scored is delivered."""
+    return blocking_names(CHAMPION_CHECKS)
 
 
 def _champion_checks(audience: Audience) -> dg.AssetChecksDefinition:
@@ -423,7 +437,9 @@ def _champion_checks(audience: Audience) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(
         name=f"{audience.name}_champion_model_checks", specs=check_specs(key, CHAMPION_CHECKS)
     )
-    def champion_checks(models: ModelStore) -> Iterator[dg.AssetCheckResult]:
+    def champion_checks(
+        context: dg.AssetCheckExecutionContext, models: ModelStore
+    ) -> Iterator[dg.AssetCheckResult]:
         champion = models.current(audience.name, CHAMPION)
         challenger = models.current(audience.name, CHALLENGER)
         promotion = challenger.properties["promotion"]
@@ -438,6 +454,6 @@ def _champion_checks(audience: Audience) -> dg.AssetChecksDefinition:
                 "rows_vocabulary": [champion.properties["vocabulary_hash"]],
             }
         )
-        yield from evaluate(key, CHAMPION_CHECKS, evidence)
+        yield from report(context, evaluate(key, CHAMPION_CHECKS, evidence, [Subject(challenger.version)]))
 
     return champion_checks

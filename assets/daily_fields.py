@@ -6,10 +6,11 @@ import dagster as dg
 from pyspark.sql import functions as F
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.daily_fields import aggregate_days
+from pipelines.steps.daily_fields import aggregate_days, event_columns
 from pipelines.steps.project import Project
-from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake, describe
+from pipelines.steps.settings import MADE_WITH, code_version, daily_settings, event_settings
+from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
+from resources.lake import Lake, Partition, materialized
 from resources.spark import Spark
 
 KEY = dg.AssetKey("daily_fields")
@@ -45,8 +46,14 @@ COUNT_CHECKS = [
 ]
 
 
+def blocking_checks() -> list[str]:
+    """What must have passed before anything made from the rows is delivered."""
+    return blocking_names([*ROW_CHECKS, *COUNT_CHECKS])
+
+
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    fields = project.fields.fields
+    fields, settings = project.fields.fields, daily_settings(project.fields)
+    needed = event_settings(project.fields.events)
 
     @dg.asset(
         key=KEY,
@@ -55,30 +62,47 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        code_version=code_version(settings),
         pool=SPARK_POOL,
     )
     def daily_fields(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake
     ) -> dg.MaterializeResult[None]:
         """The day's events, aggregated to one row per device."""
-        days = days_of(context)
-        events = lake.read(spark.session, "app_events", keys_of(days))
+        keys = keys_of(days_of(context))
+        events = lake.snapshot("app_events", keys).made_with(needed)
         written = lake.write(
-            aggregate_days(events, fields), "daily_fields", by=["day"], keys=keys_of(days), sort=["device_id"]
+            aggregate_days(events.frame(spark.session, event_columns(fields)), fields),
+            "daily_fields",
+            by=["day"],
+            keys=keys,
+            sort=["device_id"],
+            properties={MADE_WITH: settings},
+            made_from=lambda key: events.only([key]).versions,
         )
-        return dg.MaterializeResult(metadata=describe(list(written.values())))
+        return materialized(list(written.values()))
 
-    @dg.multi_asset_check(name="daily_fields_checks", specs=check_specs(KEY, [*ROW_CHECKS, *COUNT_CHECKS]))
+    @dg.multi_asset_check(
+        name="daily_fields_checks",
+        specs=check_specs(KEY, [*ROW_CHECKS, *COUNT_CHECKS], daily.partitions),
+    )
     def daily_fields_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
-        days = checked_days(context, lake.partition_keys("daily_fields"))
-        rows = lake.read(spark.session, "daily_fields", keys_of(days))
-        yield from evaluate(KEY, ROW_CHECKS, rows.withColumn("last_event_day", F.to_date("last_event_time")))
+        days = keys_of(checked_days(context))
+        snapshot = lake.snapshot("daily_fields", days)
+        subjects, rows = subjects_of(snapshot), snapshot.frame(spark.session)
+        evidence = rows.withColumn("last_event_day", F.to_date("last_event_time"))
+        yield from report(context, evaluate(KEY, ROW_CHECKS, evidence, subjects))
         sums = rows.groupBy("day").agg(F.sum("events").alias("aggregated")).toPandas()
         sums = sums.assign(day=sums["day"].astype(str)).set_index("day")
-        counts = sums.reindex(keys_of(days), fill_value=0)
-        counts["accepted"] = [lake.partition("app_events", key).rows for key in keys_of(days)]
-        yield from evaluate(KEY, COUNT_CHECKS, counts)
+        counts = sums.reindex(days, fill_value=0).rename_axis("day").reset_index()
+        counts["accepted"] = [_events_of(lake, partition) for partition in snapshot.partitions]
+        yield from report(context, evaluate(KEY, COUNT_CHECKS, counts, subjects))
 
     return [daily_fields, daily_fields_checks]
+
+
+def _events_of(lake: Lake, daily: Partition) -> int:
+    """Accepted events that a day's rows were made from, whatever other events there are by now."""
+    return lake.sources([daily], "app_events").rows

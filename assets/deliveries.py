@@ -1,21 +1,26 @@
 """deliveries: segments whose checks have passed, published to where the audience's file says."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
-from assets import predictions, segments
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of
+from assets import app_events, candidate_models, daily_fields, feature_tokens, predictions, segments
+from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.deliveries import count_rows, sha256
 from pipelines.steps.errors import DataError
 from pipelines.steps.project import Audience, FolderDestination
+from pipelines.steps.settings import code_version
 from resources.destinations import Delivery, Destinations
-from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake
+from resources.expectations import Check, check_specs, evaluate, expect, report, subjects_of, verdict
+from resources.lake import Lake, Partition, day_of
+from resources.model_store import ModelStore
+from resources.verdicts import PASSED, Link, Verdicts, require_passed, trace
 
 CHECKS = [
     Check(
@@ -32,14 +37,18 @@ CHECKS = [
         [expect("ExpectColumnPairValuesToBeEqual", column_A="delivered_sha256", column_B="manifest_sha256")],
     ),
 ]
+EVERY_SEGMENT = "every_segment_delivered"
+EVIDENCE = ["day", "delivered_rows", "manifest_rows", "segment_rows", "delivered_sha256", "manifest_sha256"]
 
 
 def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "deliveries"])
-    needed = {
-        predictions.key_of(audience): predictions.blocking_checks(),
-        segments.key_of(audience): segments.blocking_checks(),
-    }
+    every_segment = dg.AssetCheckSpec(
+        EVERY_SEGMENT,
+        asset=key,
+        description="no segment of the day was withheld because its own check failed",
+        partitions_def=daily.partitions,
+    )
 
     @dg.asset(
         key=key,
@@ -47,121 +56,212 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         group_name=audience.name,
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        code_version=code_version([destination.model_dump() for destination in audience.destinations]),
         pool=SPARK_POOL,
     )
     def deliveries(
-        context: dg.AssetExecutionContext, lake: Lake, destinations: Destinations
+        context: dg.AssetExecutionContext, lake: Lake, models: ModelStore, destinations: Destinations
     ) -> dg.MaterializeResult[None]:
         """One file per segment, day and destination, with its manifest; an equal one is not sent again."""
-        days = [day.isoformat() for day in days_of(context)]
-        for day in days:
-            _require_passed(context.instance, needed, day)
-        sent, places = 0, []
-        for delivery in [d for day in days for d in _to_deliver(audience, lake, day)]:
-            for destination in audience.destinations:
-                _, new = destinations.publish(delivery, destination)
-                sent += delivery.rows if new else 0
-                places.append(str(_place(destinations, delivery, destination)))
-        return dg.MaterializeResult(
-            metadata={"rows_sent": sent, "files": len(places), "days": len(days), "places": places}
-        )
+        verdicts, refused, sent = Verdicts(context.instance), dict[str, DataError](), dict[str, _Sent]()
+        snapshot = lake.snapshot("segments", keys_of(days_of(context), audience.name))
+        for partition in snapshot.partitions:
+            day = day_of(partition)
+            try:
+                _require_checked(audience, lake, models, verdicts, partition)
+                sent[day] = _send(audience, lake, destinations, verdicts, partition)
+            except DataError as error:
+                refused[day] = error
+        if refused:
+            # The others are out: Dagster, which would take them for failed as well, is told so.
+            for day, result in sent.items():
+                context.log_event(dg.AssetMaterialization(key, partition=day, metadata=result.metadata()))
+            raise _refusal(audience, refused, len(snapshot.partitions))
+        total = sum(sent.values(), _Sent())
+        version = dg.DataVersion(snapshot.partitions[0].version)
+        return dg.MaterializeResult(metadata={**total.metadata(), "days": len(sent)}, data_version=version)
 
-    @dg.multi_asset_check(name=f"{audience.name}_deliveries_checks", specs=check_specs(key, CHECKS))
+    @dg.multi_asset_check(
+        name=f"{audience.name}_deliveries_checks",
+        specs=[*check_specs(key, CHECKS, daily.partitions), every_segment],
+    )
     def delivery_checks(
         context: dg.AssetCheckExecutionContext, lake: Lake, destinations: Destinations
     ) -> Iterator[dg.AssetCheckResult]:
-        days = [
-            day.isoformat()
-            for day in checked_days(context, lake.partition_keys("segments", within=audience.name))
-        ]
-        to_deliver = [d for day in days for d in _to_deliver(audience, lake, day)]
-        evidence = [
-            _evidence(destinations, d, _place(destinations, d, where))
-            for d in to_deliver
-            for where in audience.destinations
-        ]
-        yield from evaluate(key, CHECKS, pd.DataFrame(evidence))
+        verdicts = Verdicts(context.instance)
+        snapshot = lake.snapshot("segments", keys_of(checked_days(context), audience.name))
+        subjects = subjects_of(snapshot)
+        found, withheld = [], dict[str, list[str]]()
+        for partition in snapshot.partitions:
+            to_deliver, kept_back = _split(audience, lake, verdicts, partition)
+            if kept_back:
+                withheld[day_of(partition)] = kept_back
+            found += [
+                _evidence(destinations, d, where) for d in to_deliver for where in audience.destinations
+            ]
+        yield from report(context, evaluate(key, CHECKS, pd.DataFrame(found, columns=EVIDENCE), subjects))
+        complete = verdict(
+            key,
+            EVERY_SEGMENT,
+            subjects,
+            list(withheld),
+            description="; ".join(f"{day}: {', '.join(names)} withheld" for day, names in withheld.items())
+            or None,
+        )
+        yield from report(context, [complete])
 
     return [deliveries, delivery_checks]
 
 
-def _to_deliver(audience: Audience, lake: Lake, day: str) -> list[Delivery]:
-    key = f"{audience.name}/{day}"
-    version = lake.partition("predictions", key).properties["bundles"][audience.name]
-    files = lake.files("segments", [key])
-    rows = ds.dataset(files, format="parquet")
-    return [
-        Delivery(
-            audience.name,
-            segment.name,
-            day,
-            files,
-            rows.count_rows(filter=pc.field("segment") == segment.name),
-            version,
+def _require_checked(
+    audience: Audience, lake: Lake, models: ModelStore, verdicts: Verdicts, segments_of_day: Partition
+) -> None:
+    """Refuses a day's segments unless the chain from its events and its champion is whole and checked.
+
+    Raises:
+        DataError: As `trace` and `require_passed`; or the day has no events, and the audience's file does not
+            allow that.
+    """
+    links = {
+        "segments": Link(segments.key_of(audience), segments.blocking_checks()),
+        "predictions": Link(predictions.key_of(audience), predictions.blocking_checks()),
+        "feature_tokens": Link(feature_tokens.KEY, feature_tokens.blocking_checks()),
+        "daily_fields": Link(daily_fields.KEY, daily_fields.blocking_checks()),
+        "app_events": Link(app_events.KEY, app_events.blocking_checks()),
+    }
+    day, bundle = day_of(segments_of_day), segments_of_day.properties["bundle"]
+    chain = trace(lake, "segments", segments_of_day, links)
+    champion = candidate_models.champion_key_of(audience)
+    # A person who makes a model serve answers for it.
+    names = (
+        ()
+        if models.was_chosen_by_hand(audience.name, bundle)
+        else candidate_models.champion_blocking_checks()
+    )
+    require_passed(
+        verdicts,
+        chain,
+        links,
+        {f"{champion.to_user_string()}:{name}": verdicts.of(champion, name, bundle) for name in names},
+    )
+    events = sum(p.rows for table, p in chain if table == "app_events" and day_of(p) == day)
+    if not events and not audience.deliver_days_without_events:
+        raise DataError(
+            f"nothing is delivered for {day}: no event of the day was accepted",
+            found="0 events",
+            expected=f"events on the last day of the window of {audience.name}",
+            remedy="find out why none arrived, and run the day again once they have; or write "
+            f"`deliver_days_without_events: true` in {audience.file.name} to deliver from the days before",
         )
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What delivering came to, of one day or of several."""
+
+    rows: int = 0
+    files: int = 0
+    places: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+
+    def __add__(self, other: "_Sent") -> "_Sent":
+        return _Sent(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "rows_sent": self.rows,
+            "files": self.files,
+            "places": list(self.places),
+            "repaired": list(self.repaired),
+            "withheld": list(self.withheld),
+        }
+
+
+def _send(
+    audience: Audience,
+    lake: Lake,
+    destinations: Destinations,
+    verdicts: Verdicts,
+    segments_of_day: Partition,
+) -> _Sent:
+    """Publishes every segment of a day whose own check has passed."""
+    to_deliver, withheld = _split(audience, lake, verdicts, segments_of_day)
+    total = _Sent(withheld=tuple(f"{segment} {day_of(segments_of_day)}" for segment in withheld))
+    for delivery in to_deliver:
+        for destination in audience.destinations:
+            published = destinations.publish(delivery, destination)
+            place = str(_place(destinations, delivery, destination))
+            repaired = (f"{place}: {published.repaired}",) if published.repaired else ()
+            total += _Sent(delivery.rows if published.sent else 0, 1, (place,), repaired)
+    return total
+
+
+def _split(
+    audience: Audience, lake: Lake, verdicts: Verdicts, segments_of_day: Partition
+) -> tuple[list[Delivery], list[str]]:
+    """The segments of a day to deliver, and the names of those whose own check has not passed."""
+    key, version, day = segments.key_of(audience), segments_of_day.version, day_of(segments_of_day)
+    passed = {
+        segment.name: verdicts.of(key, segments.own_check(segment.name), version, day) == PASSED
         for segment in audience.segments
+    }
+    [scored] = lake.sources([segments_of_day], "predictions").partitions
+    files = lake.at("segments", [segments_of_day]).files()
+    rows = ds.dataset(files, format="parquet")
+    to_deliver = [
+        Delivery(
+            audience=audience.name,
+            segment=name,
+            day=day,
+            files=files,
+            rows=rows.count_rows(filter=pc.field("segment") == name),
+            model_version=segments_of_day.properties["bundle"],
+            segments_version=version,
+            predictions_version=scored.version,
+        )
+        for name, may in passed.items()
+        if may
     ]
+    return to_deliver, [name for name, may in passed.items() if not may]
+
+
+def _refusal(audience: Audience, refused: Mapping[str, DataError], days: int) -> DataError:
+    """The first refusal, and which other days were refused, too."""
+    (day, first), *others = refused.items()
+    if days == 1:
+        return first
+    return DataError(
+        f"{audience.name}: {len(refused)} of {days} days are not delivered, first {day}: {first.what}",
+        found=first.found,
+        expected=first.expected,
+        remedy=f"{first.remedy}; also refused: {', '.join(other for other, _ in others) or 'none'}; "
+        "the other days are delivered",
+    )
 
 
 def _place(destinations: Destinations, delivery: Delivery, destination: FolderDestination) -> Path:
     return destinations.place(delivery.audience, delivery.segment, delivery.day, destination)
 
 
-def _evidence(destinations: Destinations, delivery: Delivery, place: Path) -> dict[str, object]:
+def _evidence(
+    destinations: Destinations, delivery: Delivery, destination: FolderDestination
+) -> dict[str, object]:
+    place = _place(destinations, delivery, destination)
     manifest = destinations.published(place)
     delivered = place / manifest.file if manifest else None
     if manifest is None or delivered is None or not delivered.exists():
         return {
+            "day": delivery.day,
             "delivered_rows": -1,
             "manifest_rows": manifest.rows if manifest else -2,
             "segment_rows": delivery.rows,
         }
     return {
+        "day": delivery.day,
         "delivered_rows": count_rows(delivered),
         "manifest_rows": manifest.rows,
         "segment_rows": delivery.rows,
         "delivered_sha256": sha256(delivered),
         "manifest_sha256": manifest.sha256,
     }
-
-
-def _require_passed(
-    instance: dg.DagsterInstance, needed: Mapping[dg.AssetKey, Sequence[str]], day: str
-) -> None:
-    """Refuses unless each blocking check passed on what is about to be delivered.
-
-    Dagster blocks within one run only: a delivery on its own, after a run whose checks failed, would
-    go out. A check that never reported on this materialization counts as failed.
-    """
-    verdicts = {
-        f"{asset.to_user_string()}:{name}": _verdict(instance, dg.AssetCheckKey(asset, name), day)
-        for asset, names in needed.items()
-        for name in names
-    }
-    bad = {check: verdict for check, verdict in verdicts.items() if verdict != "passed"}
-    if bad:
-        raise DataError(
-            f"nothing is delivered for {day}: blocking checks upstream have not passed",
-            found=bad,
-            expected="every blocking check passed on the materialization to deliver",
-            remedy="look at the failed checks, then materialize predictions and segments of the day again",
-        )
-
-
-def _verdict(instance: dg.DagsterInstance, check: dg.AssetCheckKey, day: str) -> str:
-    """What the check said of the day's newest materialization: passed, failed or never evaluated."""
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=check.asset_key, asset_partitions=[day]), limit=1
-    ).records
-    if not records:
-        return "never materialized"
-    history = instance.event_log_storage.get_asset_check_execution_history(check, limit=100)
-    for execution in history:  # newest first
-        evaluation = execution.event.asset_check_evaluation if execution.event else None
-        if evaluation is None:
-            continue
-        target = evaluation.target_materialization_data
-        about_it = target is not None and target.storage_id == records[0].storage_id
-        if about_it or execution.run_id == records[0].run_id:
-            return "passed" if evaluation.passed else "failed"
-    return "never evaluated"

@@ -8,8 +8,9 @@ from pyspark.sql import functions as F
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.feature_tokens import PARQUET_OPTIONS, collect_tokens, files_of, window
 from pipelines.steps.project import Project
-from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake, describe
+from pipelines.steps.settings import MADE_WITH, code_version, daily_settings, token_settings
+from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
+from resources.lake import Lake, materialized
 from resources.spark import Spark
 
 KEY = dg.AssetKey("feature_tokens")
@@ -34,17 +35,29 @@ CHECKS = [
         "no feature comes from an event at or after the midnight that ends the as-of day",
         [expect("ExpectColumnValuesToBeBetween", column="microseconds_before_boundary", min_value=1)],
     ),
+]
+SHARE_CHECKS = [
     Check(
         "devices_have_tokens",
         "at least half of the devices have a token",
-        [expect("ExpectColumnMeanToBeBetween", column="has_tokens", min_value=0.5)],
+        [expect("ExpectColumnValuesToBeBetween", column="share_with_tokens", min_value=0.5)],
         blocking=False,
     ),
 ]
 
 
+def blocking_checks() -> list[str]:
+    """What must have passed before anything made from the tokens is delivered."""
+    return blocking_names([*CHECKS, *SHARE_CHECKS])
+
+
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     fields, window_days = project.fields.fields, project.fields.window_days
+    first, settings, needed = (
+        project.fields.events.first_day,
+        token_settings(project.fields),
+        daily_settings(project.fields),
+    )
     look_back = dg.TimeWindowPartitionMapping(
         start_offset=1 - window_days, allow_nonexistent_upstream_partitions=True
     )
@@ -56,6 +69,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        code_version=code_version(settings),
         pool=SPARK_POOL,
     )
     def feature_tokens(
@@ -63,33 +77,37 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     ) -> dg.MaterializeResult[None]:
         """Tokens of every device seen in the window that ends with the day."""
         as_of_days = days_of(context)
-        first = project.fields.events.first_day
-        needed = sorted({day for as_of in as_of_days for day in window(as_of, window_days, first)})
-        daily_rows = lake.read(spark.session, "daily_fields", keys_of(needed))
-        daily_devices = [lake.partition("daily_fields", key).rows for key in keys_of(needed)]
-        tokens = collect_tokens(daily_rows, fields, as_of_days, window_days)
+        windows = {str(as_of): keys_of(window(as_of, window_days, first)) for as_of in as_of_days}
+        days = sorted({day for window_keys in windows.values() for day in window_keys})
+        daily_rows = lake.snapshot("daily_fields", days).made_with(needed)
+        columns = ["device_id", "day", "last_event_time", *(field.name for field in fields)]
         written = lake.write(
-            tokens,
+            collect_tokens(daily_rows.frame(spark.session, columns), fields, as_of_days, window_days),
             "feature_tokens",
             by=["day"],
             keys=keys_of(as_of_days),
             sort=["device_id"],
-            files_per_partition=files_of(daily_devices),
+            files_per_partition=files_of([partition.rows for partition in daily_rows.partitions]),
             options=PARQUET_OPTIONS,
+            properties={MADE_WITH: settings},
+            made_from=lambda key: daily_rows.only(windows[key]).versions,
         )
-        return dg.MaterializeResult(metadata={**describe(list(written.values())), "window_days": window_days})
+        return materialized(list(written.values()), {"window_days": window_days})
 
-    @dg.multi_asset_check(name="feature_tokens_checks", specs=check_specs(KEY, CHECKS))
+    @dg.multi_asset_check(
+        name="feature_tokens_checks", specs=check_specs(KEY, [*CHECKS, *SHARE_CHECKS], daily.partitions)
+    )
     def feature_tokens_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
-        days = checked_days(context, lake.partition_keys("feature_tokens"))
+        snapshot = lake.snapshot("feature_tokens", keys_of(checked_days(context)))
+        subjects, tokens = subjects_of(snapshot), snapshot.frame(spark.session)
         boundary = F.date_add("day", 1).cast("timestamp")
         left = F.unix_micros(boundary) - F.unix_micros("last_event_time")
+        evidence = tokens.withColumn("microseconds_before_boundary", left)
+        yield from report(context, evaluate(KEY, CHECKS, evidence, subjects))
         has_tokens = sum((F.size(f.name) for f in fields), F.lit(0)) > 0
-        evidence = lake.read(spark.session, "feature_tokens", keys_of(days)).withColumns(
-            {"microseconds_before_boundary": left, "has_tokens": has_tokens.cast("int")}
-        )
-        yield from evaluate(KEY, CHECKS, evidence)
+        shares = tokens.groupBy("day").agg(F.avg(has_tokens.cast("int")).alias("share_with_tokens"))
+        yield from report(context, evaluate(KEY, SHARE_CHECKS, shares.toPandas(), subjects))
 
     return [feature_tokens, feature_tokens_checks]

@@ -9,8 +9,9 @@ import pyarrow as pa
 from pipelines.partitions import SPARK_POOL, keys_of
 from pipelines.steps.feature_vocabulary import RESERVED_IDS, Vocabulary, count_token_devices, fit_vocabulary
 from pipelines.steps.project import Project
+from pipelines.steps.settings import code_version, token_settings
 from pipelines.steps.training_set import matured_as_of_days
-from resources.expectations import Check, check_specs, evaluate, expect
+from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
@@ -41,36 +42,45 @@ CHECKS = [
 
 def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     fields, window_days = project.fields.fields, project.fields.window_days
+    names, settings = [field.name for field in fields], token_settings(project.fields)
+    limits = [(field.name, field.min_devices, field.max_vocabulary) for field in fields]
 
     @dg.asset(
         key=KEY,
         deps=["feature_tokens", "app_events"],
         group_name="features",
         kinds={"spark"},
+        code_version=code_version([settings, limits]),
         pool=SPARK_POOL,
     )
     def feature_vocabulary(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Tokens seen on enough devices on the training as-of days of all audiences."""
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         days = {day for a in project.audiences for day in matured_as_of_days(a, known, window_days)}
-        tokens = lake.read(spark.session, "feature_tokens", keys_of(sorted(days)))
-        counts = count_token_devices(tokens, [field.name for field in fields]).toArrow()
+        tokens = lake.snapshot("feature_tokens", keys_of(sorted(days))).made_with(settings)
+        rows = tokens.frame(spark.session, ["device_id", *names])
+        counts = count_token_devices(rows, names).toArrow()
         previous = models.find_vocabulary()
         vocabulary = fit_vocabulary(counts, fields, previous)
         models.save_vocabulary(vocabulary)
         return dg.MaterializeResult(
+            data_version=dg.DataVersion(vocabulary.hash),
             metadata={
                 "vocabulary_hash": vocabulary.hash,
                 "appended": sum(vocabulary.sizes.values())
                 - sum((previous.sizes if previous else {}).values()),
                 "as_of_days": [day.isoformat() for day in sorted(days)],
                 **{f"size/{name}": size for name, size in vocabulary.sizes.items()},
-            }
+            },
         )
 
     @dg.multi_asset_check(name="feature_vocabulary_checks", specs=check_specs(KEY, CHECKS))
-    def feature_vocabulary_checks(models: ModelStore) -> Iterator[dg.AssetCheckResult]:
-        yield from evaluate(KEY, CHECKS, _ids_given(models.vocabulary()))
+    def feature_vocabulary_checks(
+        context: dg.AssetCheckExecutionContext, models: ModelStore
+    ) -> Iterator[dg.AssetCheckResult]:
+        vocabulary = models.vocabulary()
+        subjects = [Subject(vocabulary.hash)]
+        yield from report(context, evaluate(KEY, CHECKS, _ids_given(vocabulary), subjects))
 
     return [feature_vocabulary, feature_vocabulary_checks]
 

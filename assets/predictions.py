@@ -1,27 +1,45 @@
 """predictions: a probability per audience and device, scored on Spark in one pass for all audiences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
 
 import dagster as dg
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.model_bundle import read_manifest
 from pipelines.steps.predictions import (
     MAX_PARITY_DIFFERENCE,
     PARQUET_OPTIONS,
+    Parity,
     compare_with_local,
     sample_scored,
     score_files,
     worker_threads,
 )
 from pipelines.steps.project import Audience, Project
-from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake, describe
-from resources.model_store import ModelStore
+from pipelines.steps.settings import MADE_WITH, fields_of_settings
+from resources.expectations import (
+    Check,
+    blocking_names,
+    check_specs,
+    evaluate,
+    expect,
+    report,
+    subjects_of,
+    verdict,
+)
+from resources.lake import Lake, Snapshot, materialized
+from resources.model_store import ModelRecord, ModelStore
 from resources.spark import Spark
 
 PARITY_DEVICES = 2_000
-"""Devices scored again by the parity check, about."""
+"""Devices scored again by the parity check of a run, about."""
+LEAST_PARITY_DEVICES = 100
+"""Likewise of each day."""
 PARITY = "equals_in_process_pytorch"
 
 ROW_CHECKS = [
@@ -46,6 +64,11 @@ COUNT_CHECKS = [
         "there are as many predictions as devices with feature tokens",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="scored", column_B="devices")],
     ),
+    Check(
+        "has_devices",
+        "there is a device to score: the look-back window holds an event",
+        [expect("ExpectColumnValuesToBeBetween", column="scored", min_value=1)],
+    ),
 ]
 
 
@@ -55,7 +78,7 @@ def key_of(audience: Audience) -> dg.AssetKey:
 
 def blocking_checks() -> list[str]:
     """What must have passed before anything made from predictions is delivered."""
-    return [check.name for check in [*ROW_CHECKS, *COUNT_CHECKS] if check.blocking] + [PARITY]
+    return [*blocking_names([*ROW_CHECKS, *COUNT_CHECKS]), PARITY]
 
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -82,74 +105,97 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         wanted = [a for a in project.audiences if key_of(a) in context.selected_asset_keys]
         champions = {a.name: models.current(a.name, "champion") for a in wanted}
         bundles = {name: models.bundle(record) for name, record in champions.items()}
+        tokens = lake.snapshot("feature_tokens", keys_of(days))
+        for record in champions.values():
+            _require_trained_alike(record, bundles[record.audience], tokens)
         threads = worker_threads(spark.session, bundles)
         context.log.info("a bundle of each of %d audiences is loaded; threads: %s", len(bundles), threads)
-        files = lake.files("feature_tokens", keys_of(days))
-        devices = {day: lake.partition("feature_tokens", day).rows for day in keys_of(days)}
-        expected = {f"{name}/{day}": rows for name in champions for day, rows in devices.items()}
+        expected = {f"{name}/{p.key}": p.rows for name in champions for p in tokens.partitions}
         written = lake.write(
-            score_files(spark.session, files, bundles),
+            score_files(spark.session, tokens.files(), bundles),
             "predictions",
             by=["audience", "day"],
             keys=list(expected),
             expected_rows=expected,
             files_per_partition=None,
             options=PARQUET_OPTIONS,
-            properties={"bundles": {name: record.version for name, record in champions.items()}},
+            properties=lambda key: {"bundle": champions[key.split("/")[0]].version},
+            made_from=lambda key: tokens.only([key.split("/")[1]]).versions,
         )
         for audience in wanted:
             record = champions[audience.name]
-            yield dg.MaterializeResult(
-                asset_key=key_of(audience),
-                metadata={
-                    **describe([written[key] for key in keys_of(days, audience.name)]),
-                    **record.summary(),
-                    "threads_per_task": threads,
-                },
+            yield materialized(
+                [written[key] for key in keys_of(days, audience.name)],
+                {**record.summary(), "threads_per_task": threads},
+                key_of(audience),
             )
 
-    return [predictions, *[_prediction_checks(audience) for audience in project.audiences]]
+    return [predictions, *[_prediction_checks(audience, daily) for audience in project.audiences]]
 
 
-def _prediction_checks(audience: Audience) -> dg.AssetChecksDefinition:
+def _require_trained_alike(champion: ModelRecord, bundle: Path, tokens: Snapshot) -> None:
+    """Refuses tokens that mean something else than those that the champion was trained on."""
+    fields = [field.name for field in read_manifest(bundle).fields]
+    settings = fields_of_settings(champion.properties.get(MADE_WITH, {}), fields)
+    tokens.made_with(settings, by=f"the champion {champion.version} of {champion.audience}")
+
+
+def _prediction_checks(audience: Audience, daily: Daily) -> dg.AssetChecksDefinition:
     key = key_of(audience)
     parity_spec = dg.AssetCheckSpec(
         PARITY,
         asset=key,
         description=f"a sample scored again in process differs by {MAX_PARITY_DIFFERENCE} at most",
         blocking=True,
+        partitions_def=daily.partitions,
     )
 
     @dg.multi_asset_check(
         name=f"{audience.name}_predictions_checks",
-        specs=[*check_specs(key, [*ROW_CHECKS, *COUNT_CHECKS]), parity_spec],
+        specs=[*check_specs(key, [*ROW_CHECKS, *COUNT_CHECKS], daily.partitions), parity_spec],
     )
     def prediction_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:
-        days = checked_days(context, lake.partition_keys("predictions", within=audience.name))
-        rows = lake.read(spark.session, "predictions", keys_of(days, audience.name))
-        yield from evaluate(key, ROW_CHECKS, rows)
+        snapshot = lake.snapshot("predictions", keys_of(checked_days(context), audience.name))
+        subjects, rows = subjects_of(snapshot), snapshot.frame(spark.session)
+        yield from report(context, evaluate(key, ROW_CHECKS, rows, subjects))
+        tokens = lake.sources(snapshot.partitions, "feature_tokens")
         counts = pd.DataFrame(
             {
-                "scored": [lake.partition("predictions", k).rows for k in keys_of(days, audience.name)],
-                "devices": [lake.partition("feature_tokens", k).rows for k in keys_of(days)],
+                "day": [subject.day for subject in subjects],
+                "scored": [partition.rows for partition in snapshot.partitions],
+                "devices": [partition.rows for partition in tokens.partitions],
             }
         )
-        yield from evaluate(key, COUNT_CHECKS, counts)
-        version = lake.partition("predictions", keys_of(days, audience.name)[-1]).properties["bundles"][
-            audience.name
-        ]
-        scorer = models.load(audience.name, version=version)
-        tokens = lake.read(spark.session, "feature_tokens", keys_of(days))
-        parity = compare_with_local(
-            sample_scored(rows, tokens, int(counts["devices"].sum()), PARITY_DEVICES), scorer
+        yield from report(context, evaluate(key, COUNT_CHECKS, counts, subjects))
+        devices = dict(zip(counts["day"], counts["devices"], strict=True))
+        wanted = max(PARITY_DEVICES // len(devices), LEAST_PARITY_DEVICES)
+        sample = sample_scored(rows, tokens.frame(spark.session), devices, wanted)
+        parities: dict[str, Parity] = {}
+        for version, days in _days_by_bundle(snapshot).items():
+            scorer = models.load(audience.name, version=version)
+            parities |= {day: compare_with_local(_rows_of(sample, day), scorer) for day in days}
+        worst = max(parities.values(), key=lambda parity: (parity.count > 0, parity.max))
+        parity = verdict(
+            key,
+            PARITY,
+            subjects,
+            [day for day, parity in parities.items() if devices[day] and not parity.passed],
+            metadata={**worst.as_metadata(), "threshold": MAX_PARITY_DIFFERENCE},
         )
-        yield dg.AssetCheckResult(
-            asset_key=key,
-            check_name=PARITY,
-            passed=parity.passed,
-            metadata={**parity.as_metadata(), "threshold": MAX_PARITY_DIFFERENCE},
-        )
+        yield from report(context, [parity])
 
     return prediction_checks
+
+
+def _days_by_bundle(snapshot: Snapshot) -> Mapping[str, list[str]]:
+    """Bundle → the days that it scored."""
+    days: dict[str, list[str]] = {}
+    for subject, partition in zip(subjects_of(snapshot), snapshot.partitions, strict=True):
+        days.setdefault(partition.properties["bundle"], []).append(subject.day or "")
+    return days
+
+
+def _rows_of(sample: pa.Table, day: str) -> pa.Table:
+    return sample.filter(pc.equal(sample.column("day"), pa.scalar(date.fromisoformat(day))))

@@ -1,19 +1,30 @@
 """segments: which devices of the day an advertiser gets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import dagster as dg
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from assets.predictions import key_of as predictions_key
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.project import Audience
-from pipelines.steps.segments import select_segments
-from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake, describe
+from pipelines.steps.segments import select_segments, why_withheld, withheld_segments
+from pipelines.steps.settings import code_version
+from resources.expectations import (
+    Check,
+    blocking_names,
+    check_specs,
+    evaluate,
+    expect,
+    report,
+    subjects_of,
+    verdict,
+)
+from resources.lake import Lake, Snapshot, materialized
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
@@ -32,16 +43,8 @@ ROW_CHECKS = [
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["segment", "device_id", "day"])],
     ),
 ]
-SIZE_CHECKS = [
-    Check(
-        "size_above_zero_and_below_all",
-        "every segment has a device, and none has them all",
-        [
-            expect("ExpectColumnValuesToBeBetween", column="devices", min_value=1),
-            expect("ExpectColumnValuesToBeBetween", column="devices_left_out", min_value=1),
-        ],
-    ),
-]
+WITHHELD = "withheld"
+"""The property of a partition that names the segments that could not be cut, with the reason of each."""
 
 
 def key_of(audience: Audience) -> dg.AssetKey:
@@ -49,12 +52,27 @@ def key_of(audience: Audience) -> dg.AssetKey:
 
 
 def blocking_checks() -> list[str]:
-    """What must have passed before a segment is delivered."""
-    return [check.name for check in [*ROW_CHECKS, *SIZE_CHECKS] if check.blocking]
+    """What must have passed before any segment is delivered."""
+    return blocking_names(ROW_CHECKS)
+
+
+def own_check(segment: str) -> str:
+    """The check that must have passed before this one segment is delivered; the others do not wait for it."""
+    return f"{segment}_can_be_delivered"
 
 
 def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = key_of(audience)
+    own_specs = [
+        dg.AssetCheckSpec(
+            own_check(segment.name),
+            asset=key,
+            description="its precision was reached on validation, it has a device and leaves one out; "
+            "else this segment is not delivered",
+            partitions_def=daily.partitions,
+        )
+        for segment in audience.segments
+    ]
 
     @dg.asset(
         key=key,
@@ -63,70 +81,96 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         kinds={"spark"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        code_version=code_version([segment.model_dump() for segment in audience.segments]),
         pool=SPARK_POOL,
     )
     def segments(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
         """The devices of each segment that the audience's file asks for."""
-        keys = keys_of(days_of(context), audience.name)
+        scored = lake.snapshot("predictions", keys_of(days_of(context), audience.name))
         # The bundle that made the predictions, be it the champion still or not.
-        scored_by = {key: lake.partition("predictions", key).properties["bundles"] for key in keys}
-        champions = {
-            key: models.find(audience.name, version=bundles[audience.name])
-            for key, bundles in scored_by.items()
+        bundles = {
+            p.key: models.find(audience.name, version=p.properties["bundle"]) for p in scored.partitions
         }
+        thresholds = {key: bundle.properties["thresholds"] for key, bundle in bundles.items()}
         parts = [
-            select_segments(
-                lake.read(spark.session, "predictions", [key]),
-                audience.segments,
-                champion.properties["thresholds"],
-            )
-            for key, champion in champions.items()
+            select_segments(scored.only([key]).frame(spark.session), audience.segments, cuts)
+            for key, cuts in thresholds.items()
         ]
         written = lake.write(
             reduce(DataFrame.unionByName, parts),
             "segments",
             by=["audience", "day"],
-            keys=keys,
+            keys=list(bundles),
             sort=["segment", "device_id"],
+            properties=lambda key: {
+                "bundle": bundles[key].version,
+                WITHHELD: withheld_segments(audience.segments, thresholds[key]),
+            },
+            made_from=lambda key: scored.only([key]).versions,
         )
-        sizes = _sizes(audience, lake.read(spark.session, "segments", keys))
-        return dg.MaterializeResult(
-            metadata={**describe(list(written.values())), **champions[keys[-1]].summary(), **_figures(sizes)}
+        newest = list(written.values())[-1]
+        sizes = _sizes(audience, lake.snapshot("segments", [newest.key]), spark.session)
+        return materialized(
+            list(written.values()),
+            {**bundles[newest.key].summary(), **_figures(sizes, newest.properties[WITHHELD])},
         )
 
     @dg.multi_asset_check(
-        name=f"{audience.name}_segments_checks", specs=check_specs(key, [*ROW_CHECKS, *SIZE_CHECKS])
+        name=f"{audience.name}_segments_checks",
+        specs=[*check_specs(key, ROW_CHECKS, daily.partitions), *own_specs],
     )
     def segment_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
-        keys = keys_of(
-            checked_days(context, lake.partition_keys("segments", within=audience.name)), audience.name
-        )
-        rows = lake.read(spark.session, "segments", keys)
-        yield from evaluate(key, ROW_CHECKS, rows)
-        sizes = pd.concat(
-            [_sizes(audience, lake.read(spark.session, "segments", [k])).assign(key=k) for k in keys]
-        )
-        scored = sizes["key"].map(lambda k: lake.partition("predictions", k).rows)
-        yield from evaluate(key, SIZE_CHECKS, sizes.assign(devices_left_out=scored - sizes["devices"]))
+        snapshot = lake.snapshot("segments", keys_of(checked_days(context), audience.name))
+        subjects = subjects_of(snapshot)
+        yield from report(context, evaluate(key, ROW_CHECKS, snapshot.frame(spark.session), subjects))
+        sizes = _sizes(audience, snapshot, spark.session)
+        scored = [p.rows for p in lake.sources(snapshot.partitions, "predictions").partitions]
+        for segment in audience.segments:
+            rows = sizes[sizes["segment"] == segment.name]
+            reasons = {
+                day: why_withheld(devices, all_devices, partition.properties[WITHHELD].get(segment.name))
+                for day, devices, all_devices, partition in zip(
+                    rows["day"], rows["devices"], scored, snapshot.partitions, strict=True
+                )
+            }
+            bad = {day: reason for day, reason in reasons.items() if reason}
+            own = verdict(
+                key,
+                own_check(segment.name),
+                subjects,
+                list(bad),
+                description="; ".join(f"{day}: {reason}" for day, reason in bad.items()) or None,
+                metadata={"devices": int(rows["devices"].iloc[-1]), "scored": scored[-1]},
+            )
+            yield from report(context, [own])
 
     return [segments, segment_checks]
 
 
-def _sizes(audience: Audience, rows: DataFrame) -> pd.DataFrame:
-    """A line per segment asked for, with its devices and their mean probability; 0 without devices."""
-    found = rows.groupBy("segment").agg(
-        F.count("*").alias("devices"), F.avg("probability").alias("mean_probability")
+def _sizes(audience: Audience, snapshot: Snapshot, spark: SparkSession) -> pd.DataFrame:
+    """A line per day and segment asked for: devices and their mean probability; 0 without devices."""
+    found = (
+        snapshot.frame(spark)
+        .groupBy("day", "segment")
+        .agg(F.count("*").alias("devices"), F.avg("probability").alias("mean_probability"))
+        .toPandas()
     )
-    names = [segment.name for segment in audience.segments]
-    sizes = found.toPandas().set_index("segment").reindex(names, fill_value=0)
-    return sizes.rename_axis("segment").reset_index()
+    days = [subject.day for subject in subjects_of(snapshot)]
+    wanted = pd.MultiIndex.from_product(
+        [days, [segment.name for segment in audience.segments]], names=["day", "segment"]
+    )
+    found["day"] = found["day"].astype(str)
+    return found.set_index(["day", "segment"]).reindex(wanted, fill_value=0).reset_index()
 
 
-def _figures(sizes: pd.DataFrame) -> dict[str, float]:
+def _figures(sizes: pd.DataFrame, withheld: Mapping[str, str]) -> dict[str, Any]:
     lines = sizes.to_dict("records")
-    devices = {f"devices/{line['segment']}": line["devices"] for line in lines}
-    return {**devices, **{f"mean_probability/{line['segment']}": line["mean_probability"] for line in lines}}
+    return {
+        **{f"devices/{line['segment']}": line["devices"] for line in lines},
+        **{f"mean_probability/{line['segment']}": line["mean_probability"] for line in lines},
+        **{f"withheld/{segment}": reason for segment, reason in withheld.items()},
+    }

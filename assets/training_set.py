@@ -10,15 +10,16 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.partitions import SPARK_POOL, keys_of
-from pipelines.steps.project import Audience, Project
+from pipelines.steps.project import Audience, Project, predicate_columns
+from pipelines.steps.settings import MADE_WITH, code_version, event_settings, token_settings
 from pipelines.steps.training_set import (
     build_rows,
     count_splits,
     label_days,
     matured_as_of_days,
 )
-from resources.expectations import Check, check_specs, evaluate, expect
-from resources.lake import Lake, describe
+from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
+from resources.lake import Lake, materialized
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
@@ -59,12 +60,16 @@ SPLIT_CHECKS = [
 
 def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "training_set"])
+    settings = token_settings(project.fields)
+    token_columns = ["device_id", "day", *(field.name for field in project.fields.fields)]
+    label_columns = ["device_id", "event_time", *predicate_columns(audience.label.predicate)]
 
     @dg.asset(
         key=key,
         deps=["feature_tokens", "feature_vocabulary", "app_events"],
         group_name=audience.name,
         kinds={"spark", "parquet"},
+        code_version=code_version([settings, _own_settings(audience)]),
         pool=SPARK_POOL,
     )
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
@@ -73,9 +78,13 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         as_of_days = matured_as_of_days(audience, known, project.fields.window_days)
         outcome_days = sorted({day for d in as_of_days for day in label_days(d, audience.horizon_days)})
+        tokens = lake.snapshot("feature_tokens", keys_of(as_of_days)).made_with(settings)
+        events = lake.snapshot("app_events", keys_of(outcome_days)).made_with(
+            event_settings(project.fields.events)
+        )
         rows = build_rows(
-            lake.read(session, "feature_tokens", keys_of(as_of_days)),
-            lake.read(session, "app_events", keys_of(outcome_days)),
+            tokens.frame(session, token_columns),
+            events.frame(session, list(dict.fromkeys(label_columns))),
             audience,
             vocabulary,
         )
@@ -90,22 +99,37 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             by=["audience"],
             keys=[audience.name],
             sort=["device_id", "day"],
-            properties=properties,
+            properties={**properties, MADE_WITH: settings},
+            made_from=lambda _: {**tokens.versions, **events.versions},
         )[audience.name]
-        return dg.MaterializeResult(metadata={**describe([partition]), **properties})
+        return materialized([partition], properties)
 
     @dg.multi_asset_check(
         name=f"{audience.name}_training_set_checks", specs=check_specs(key, [*ROW_CHECKS, *SPLIT_CHECKS])
     )
-    def training_set_checks(spark: Spark, lake: Lake, models: ModelStore) -> Iterator[dg.AssetCheckResult]:
-        rows = lake.read(spark.session, "training_set", [audience.name])
-        sizes = models.vocabulary().sizes
-        yield from evaluate(key, ROW_CHECKS, rows.withColumn("ids_outside_vocabulary", _count_outside(sizes)))
+    def training_set_checks(
+        context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
+    ) -> Iterator[dg.AssetCheckResult]:
+        partition = lake.partition("training_set", audience.name)
+        subjects, rows = (
+            [Subject(partition.version)],
+            lake.read(spark.session, "training_set", [audience.name]),
+        )
+        sizes = models.vocabulary(partition.properties["vocabulary_hash"]).sizes
+        evidence = rows.withColumn("ids_outside_vocabulary", _count_outside(sizes))
+        yield from report(context, evaluate(key, ROW_CHECKS, evidence, subjects))
         splits = _splits(rows)
         counts = pd.DataFrame(count_splits(rows)).to_markdown(index=False)
-        yield from evaluate(key, SPLIT_CHECKS, splits, metadata={"rows": dg.MetadataValue.md(counts)})
+        metadata = {"rows": dg.MetadataValue.md(counts)}
+        yield from report(context, evaluate(key, SPLIT_CHECKS, splits, subjects, metadata))
 
     return [training_set, training_set_checks]
+
+
+def _own_settings(audience: Audience) -> dict[str, Any]:
+    """The keys of the audience's file that decide on its rows."""
+    training = audience.training.model_dump(exclude={"max_epochs", "patience", "max_auc_loss"})
+    return audience.model_dump(include={"label", "horizon_days", "as_of_days"}) | training
 
 
 def _count_outside(sizes: Mapping[str, int]) -> Column:

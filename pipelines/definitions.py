@@ -30,9 +30,10 @@ from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
-# Backfill policies and open-ended partition mappings are "beta" in Dagster 1.13: a warning for each asset,
-# at every load, about names that the constraints file pins.
-warnings.filterwarnings("ignore", category=dg.BetaWarning)
+# Open-ended partition mappings are "beta" and checks of a partition "preview" in Dagster 1.13: a warning for
+# each asset, at every load, about names that the constraints file pins.
+for category in (dg.BetaWarning, dg.PreviewWarning):
+    warnings.filterwarnings("ignore", category=category)
 
 
 def build_definitions(

@@ -3,20 +3,50 @@
 An asset's module says its `Check`s, each a name, the expectations that make it up, and whether it
 blocks. This module turns them into Dagster specs and, given the evidence (a Spark or pandas frame),
 into results. A check whose expectations raise fails the step, and so blocks; it never passes.
+
+Every result is about versions: those that the run made, or looked at. A run over many days gives each day a
+verdict of its own, in Dagster's history, where `resources.verdicts` finds it.
 """
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import dagster as dg
 import pandas as pd
+from dagster._core.events import DagsterEvent, DagsterEventType
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from resources.lake import Snapshot, day_of
 
 SAMPLE = 5
 """Offending values shown with a failed check."""
+
+
+VERSION = "version"
+"""The metadata of a verdict that names what it is about."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a check looks at.
+
+    Attributes:
+        version: Of the partition, table or model.
+        day: Its partition, ISO; None where the asset has no partitions.
+    """
+
+    version: str
+    day: str | None = None
+
+
+def subjects_of(snapshot: Snapshot) -> list[Subject]:
+    """Each partition of a daily table, or of an audience's days in one, as what a check looks at."""
+    return [Subject(partition.version, day_of(partition)) for partition in snapshot.partitions]
 
 
 @dataclass(frozen=True)
@@ -53,42 +83,177 @@ class Check:
     expectations: Sequence[Expected]
     blocking: bool = True
 
-    def spec(self, asset: dg.AssetKey) -> dg.AssetCheckSpec:
-        return dg.AssetCheckSpec(self.name, asset=asset, description=self.description, blocking=self.blocking)
+    @property
+    def severity(self) -> dg.AssetCheckSeverity:
+        return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
+
+    def spec(
+        self, asset: dg.AssetKey, partitions: dg.PartitionsDefinition[Any] | None = None
+    ) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(
+            self.name,
+            asset=asset,
+            description=self.description,
+            blocking=self.blocking,
+            partitions_def=partitions,
+        )
 
 
-def check_specs(asset: dg.AssetKey, checks: Sequence[Check]) -> list[dg.AssetCheckSpec]:
+def check_specs(
+    asset: dg.AssetKey, checks: Sequence[Check], partitions: dg.PartitionsDefinition[Any] | None = None
+) -> list[dg.AssetCheckSpec]:
     """The Dagster side of an asset's checks."""
-    return [check.spec(asset) for check in checks]
+    return [check.spec(asset, partitions) for check in checks]
+
+
+def blocking_names(checks: Sequence[Check]) -> list[str]:
+    """What must have passed before anything made from the asset is delivered."""
+    return [check.name for check in checks if check.blocking]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says of its subjects.
+
+    Attributes:
+        result: Of all of them together; what a run blocks by.
+        subjects: What was checked.
+        bad_days: The days that failed; where there are no days, None stands for the one subject.
+    """
+
+    result: dg.AssetCheckResult
+    subjects: Sequence[Subject]
+    bad_days: Collection[str | None]
+
+
+def verdict(
+    asset: dg.AssetKey,
+    check: str,
+    subjects: Sequence[Subject],
+    bad_days: Collection[str | None],
+    *,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    description: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """A verdict that was found without expectations.
+
+    Args:
+        asset: The asset checked.
+        check: The check's name.
+        subjects: What was checked.
+        bad_days: The days of those that failed.
+        severity: Shown with a failure.
+        description: Why it failed.
+        metadata: Shown with the result.
+    """
+    versions = sorted({subject.version for subject in subjects})
+    version = versions[0] if len(versions) == 1 else f"{len(versions)} versions"
+    result = dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=check,
+        passed=not bad_days,
+        severity=severity,
+        description=description,
+        metadata={**(metadata or {}), VERSION: version},
+    )
+    return Verdict(result, subjects, bad_days)
 
 
 def evaluate(
     asset: dg.AssetKey,
     checks: Sequence[Check],
     evidence: DataFrame | pd.DataFrame,
+    subjects: Sequence[Subject],
     metadata: Mapping[str, Any] | None = None,
-) -> Iterator[dg.AssetCheckResult]:
-    """Validates the evidence once for all checks and yields one result for each.
+) -> Iterator[Verdict]:
+    """Validates the evidence once for all checks and yields a verdict for each.
+
+    Where a check fails over several days, the evidence is halved until the days are known that it fails for.
 
     Args:
         asset: The asset that the evidence is of.
-        checks: What must hold of it.
-        evidence: Rows of the asset, or figures computed from them.
+        checks: What must hold of each row of it; then it holds for the days together iff it does for each.
+        evidence: Rows of the asset, or figures computed from them; with the column `day` where there are
+            several subjects.
+        subjects: What is checked: each day, at its version.
         metadata: Shown with each result.
     """
     results = _validate(checks, evidence)
+    all_days = {subject.day for subject in subjects}
     for check in checks:
         mine = [results[e.key] for e in check.expectations if e.key in results]
-        failed = [result for result in mine if not result.success]
-        complete = len(mine) == len(check.expectations)
-        yield dg.AssetCheckResult(
-            asset_key=asset,
-            check_name=check.name,
-            passed=complete and not failed,
-            severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
-            description="; ".join(_explain(result) for result in failed) or None,
+        passed = _has_passed(check, results)
+        yield verdict(
+            asset,
+            check.name,
+            subjects,
+            set() if passed else _failing_days(check, evidence, subjects) or all_days,
+            severity=check.severity,
+            description="; ".join(_explain(result) for result in mine if not result.success) or None,
             metadata={**(metadata or {}), **_figures(mine)},
         )
+
+
+def report(
+    context: dg.AssetCheckExecutionContext, verdicts: Iterable[Verdict]
+) -> Iterator[dg.AssetCheckResult]:
+    """Gives each day its verdict in Dagster's history, and each check its result in the run."""
+    for found in verdicts:
+        if context.has_partition_key_range:
+            _report_days(context, found)
+        yield found.result
+
+
+def _report_days(context: dg.AssetCheckExecutionContext, found: Verdict) -> None:
+    """Writes a verdict for each day of a range.
+
+    Dagster 1.13 plans an evaluation for each day, but lets a step report one for all of them: the days' own
+    would show as skipped for ever. `report_dagster_event` is no public API; tests/test_verdicts.py notices.
+    """
+    for subject in found.subjects:
+        failed = subject.day in found.bad_days
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=found.result.asset_key or dg.AssetKey([]),
+            check_name=found.result.check_name or "",
+            passed=not failed,
+            metadata={VERSION: dg.MetadataValue.text(subject.version)},
+            severity=found.result.severity,
+            description=found.result.description if failed else None,
+            partition=subject.day,
+        )
+        event = DagsterEvent(
+            DagsterEventType.ASSET_CHECK_EVALUATION.value,
+            context.run.job_name,
+            step_key=context.op_execution_context.op_handle.name,
+            event_specific_data=evaluation,
+        )
+        context.instance.report_dagster_event(event, context.run.run_id)
+
+
+def _has_passed(check: Check, results: Mapping[str, Any]) -> bool:
+    return all(e.key in results and results[e.key].success for e in check.expectations)
+
+
+def _failing_days(
+    check: Check, evidence: DataFrame | pd.DataFrame, subjects: Sequence[Subject]
+) -> set[str | None]:
+    """The days for which a check fails that fails for all of them together."""
+    if len(subjects) == 1:
+        return {subjects[0].day}
+    middle = len(subjects) // 2
+    bad: set[str | None] = set()
+    for half in (subjects[:middle], subjects[middle:]):
+        rows = _rows_of(evidence, [subject.day for subject in half if subject.day])
+        if not _has_passed(check, _validate([check], rows)):
+            bad |= _failing_days(check, rows, half)
+    return bad
+
+
+def _rows_of(evidence: DataFrame | pd.DataFrame, days: Sequence[str]) -> DataFrame | pd.DataFrame:
+    if isinstance(evidence, pd.DataFrame):
+        return evidence[evidence["day"].astype(str).isin(days)]
+    return evidence.where(F.col("day").isin([date.fromisoformat(day) for day in days]))
 
 
 def _validate(checks: Sequence[Check], evidence: DataFrame | pd.DataFrame) -> dict[str, Any]:

@@ -164,6 +164,11 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             remedy="name one of these in full, with its model; a day that another one scored, score again",
         )
 
+    def was_chosen_by_hand(self, audience: str, version: str) -> bool:
+        """Whether a champion serves, or served last, because a person promoted it or rolled back to it."""
+        entries = [entry for entry in self.history(audience) if entry.record.version == version]
+        return bool(entries) and entries[0].reason in (PROMOTED, ROLLED_BACK)
+
     # --- bundles ----------------------------------------------------------------------------------
 
     def load(

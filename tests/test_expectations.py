@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,7 @@ import pytest
 from pyspark.sql import DataFrame
 
 import assets
-from resources.expectations import Check, Expected, check_specs, evaluate, expect
+from resources.expectations import VERSION, Check, Expected, Subject, check_specs, evaluate, expect
 from tests.conftest import Frame
 
 ASSET = dg.AssetKey(["buyers", "predictions"])
@@ -46,11 +47,13 @@ def scores(frame: Frame) -> DataFrame:
 
 
 def results_of(evidence: DataFrame | pd.DataFrame, *checks: Check) -> dict[str | None, dg.AssetCheckResult]:
-    return {result.check_name: result for result in evaluate(ASSET, checks, evidence)}
+    verdicts = evaluate(ASSET, checks, evidence, [Subject("v1")])
+    return {verdict.result.check_name: verdict.result for verdict in verdicts}
 
 
 def figures(result: dg.AssetCheckResult) -> dict[str, Any]:
-    return {name: value.value for name, value in result.metadata.items()}
+    """Without the version, which every result has."""
+    return {name: value.value for name, value in result.metadata.items() if name != VERSION}
 
 
 def text_of(result: dg.AssetCheckResult) -> str:
@@ -162,8 +165,8 @@ def test_the_same_expectation_may_stand_in_two_checks() -> None:
 
 def test_what_a_caller_adds_is_shown_with_each_result() -> None:
     evidence = pd.DataFrame({"probability": [0.5], "device_id": ["a"]})
-    for result in evaluate(ASSET, [IN_RANGE, UNIQUE], evidence, metadata={"rows": 1}):
-        assert figures(result)["rows"] == 1
+    for verdict in evaluate(ASSET, [IN_RANGE, UNIQUE], evidence, [Subject("v1")], metadata={"rows": 1}):
+        assert figures(verdict.result)["rows"] == 1
 
 
 # --- what cannot be answered ----------------------------------------------------------------------
@@ -196,6 +199,39 @@ def test_an_expectation_that_does_not_exist_is_an_error() -> None:
 def test_no_rows_are_no_proof_of_a_row_count() -> None:
     [result] = results_of(pd.DataFrame({"probability": []}), ADVICE).values()
     assert not result.passed
+
+
+# --- several days ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["spark", "pandas"])
+def test_a_check_that_fails_over_many_days_names_the_days_that_it_fails_for(
+    frame: Frame, engine: str
+) -> None:
+    days = [date(2025, 3, day) for day in range(1, 8)]
+    probabilities = {day: 1.5 if day.day in (2, 7) else 0.5 for day in days}
+    rows = frame("day date, probability double", list(probabilities.items()))
+    subjects = [Subject("v1", str(day)) for day in days]
+
+    evidence = rows if engine == "spark" else rows.toPandas()
+    always = Check("rows", "none", [expect("ExpectColumnValuesToNotBeNull", column="probability")])
+    found = {v.result.check_name: v for v in evaluate(ASSET, [IN_RANGE, always], evidence, subjects)}
+
+    assert found["probabilities"].bad_days == {"2025-03-02", "2025-03-07"}
+    assert not found["probabilities"].result.passed
+    assert (found["rows"].bad_days, found["rows"].result.passed) == (set(), True)
+
+
+def test_a_check_that_cannot_be_answered_fails_for_every_day() -> None:
+    evidence = pd.DataFrame({"day": ["2025-03-01", "2025-03-02"], "probability": [0.5, 0.5]})
+    subjects = [Subject("v1", "2025-03-01"), Subject("v1", "2025-03-02")]
+    [found] = evaluate(ASSET, [MISSING_COLUMN], evidence, subjects)
+    assert found.bad_days == {"2025-03-01", "2025-03-02"}
+
+
+def test_a_result_names_the_version_that_it_is_about() -> None:
+    [found] = evaluate(ASSET, [IN_RANGE], pd.DataFrame({"probability": [0.5]}), [Subject("v7")])
+    assert found.result.metadata[VERSION].value == "v7"
 
 
 # --- blocking -------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_nothing_is_shuffled(tokens: DataFrame, bundles: Mapping[str, Path]) -> 
 def sample(tokens: DataFrame, bundles: Mapping[str, Path]) -> pa.Table:
     """All devices, with probabilities as they are stored."""
     predictions = score_devices(tokens, {"buyers": bundles["buyers"]})
-    return sample_scored(predictions, tokens, devices=DEVICES, wanted=DEVICES)
+    return sample_scored(predictions, tokens, devices={str(DAY): DEVICES}, wanted=DEVICES)
 
 
 def test_a_faithful_sample_passes_and_is_described(sample: pa.Table, bundles: Mapping[str, Path]) -> None:
@@ -208,8 +208,8 @@ def test_a_sample_is_about_as_large_as_wanted_and_always_the_same(frame: Frame) 
     predictions = tokens.selectExpr(
         "'buyers' AS audience", "device_id", "day", "CAST(0.5 AS float) AS probability"
     )
-    first = sample_scored(predictions, tokens, devices, wanted=40)
-    again = sample_scored(predictions.repartition(3), tokens, devices, wanted=40)
+    first = sample_scored(predictions, tokens, {str(DAY): devices}, wanted=40)
+    again = sample_scored(predictions.repartition(3), tokens, {str(DAY): devices}, wanted=40)
     assert 20 <= first.num_rows <= 60
     assert set(first.column("device_id").to_pylist()) == set(again.column("device_id").to_pylist())
 

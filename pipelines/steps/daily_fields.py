@@ -8,6 +8,11 @@ from pyspark.sql import functions as F
 from pipelines.steps.project import FieldSpec
 
 
+def event_columns(fields: Sequence[FieldSpec]) -> list[str]:
+    """The columns of accepted events that are aggregated; others may come and go."""
+    return list(dict.fromkeys(["device_id", "day", "event_time", *(field.column for field in fields)]))
+
+
 def aggregate_days(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
     """Aggregates accepted events to device-days.
 

@@ -242,9 +242,20 @@ def _encode_plainly(sample: pa.Table, vocabulary: Vocabulary) -> EncodedRows:
     return rows
 
 
-def sample_scored(predictions: DataFrame, feature_tokens: DataFrame, devices: int, wanted: int) -> pa.Table:
-    """About `wanted` of `devices` devices, chosen by a hash of their id: stored probability and tokens."""
-    one_in = max(1, devices // wanted)
-    chosen = F.pmod(F.xxhash64("device_id"), F.lit(one_in)) == 0
+def sample_scored(
+    predictions: DataFrame, feature_tokens: DataFrame, devices: Mapping[str, int], wanted: int
+) -> pa.Table:
+    """Stored probability and tokens of a sample of each day, chosen by a hash of the device's id.
+
+    Args:
+        predictions: `device_id`, `day`, `probability`.
+        feature_tokens: What they were made from.
+        devices: Day, ISO → its devices.
+        wanted: Devices of each day, about.
+    """
+    one_in = F.create_map(
+        *[F.lit(each) for day, rows in devices.items() for each in (day, max(1, rows // wanted))]
+    )
+    chosen = F.pmod(F.xxhash64("device_id"), F.try_element_at(one_in, F.col("day").cast("string"))) == 0
     scored = predictions.where(chosen).select("device_id", "day", "probability")
     return scored.join(feature_tokens.where(chosen), ["device_id", "day"]).toArrow()

@@ -435,6 +435,8 @@ class Audience(_Section):
         as_of_days: The days to train on; each must lie early enough for its horizon to be over.
         training: How the network is trained.
         segments: What to cut from the scored devices.
+        deliver_days_without_events: Whether a day on which no event was accepted is delivered all the same,
+            from the events of the window before it.
         destinations: Where segments go. In YAML `deliver_to`.
     """
 
@@ -446,6 +448,7 @@ class Audience(_Section):
     as_of_days: AsOfDays
     training: Training = Field(default_factory=Training)
     segments: OneOrMore[SegmentSpec]
+    deliver_days_without_events: bool = False
     destinations: OneOrMore[Destination] = Field(validation_alias="deliver_to")
 
     @model_validator(mode="after")

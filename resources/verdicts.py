@@ -1,0 +1,131 @@
+"""What checks said of the versions that something was made from: Dagster's history, asked by version.
+
+Dagster blocks within one run alone. So whoever delivers asks for itself which versions its rows come from, as
+recorded when they were made, and what the blocking checks said of exactly these.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import dagster as dg
+from dagster._core.storage.event_log.base import PartitionKeyFilter  # type: ignore[attr-defined]
+
+from pipelines.steps.errors import DataError
+from resources.expectations import VERSION
+from resources.lake import Lake, Partition, day_of
+
+PASSED, FAILED, NEVER = "passed", "failed", "never evaluated"
+PAGE = 50
+"""Evaluations asked for at once; mostly the newest one of a day is the one."""
+
+
+@dataclass
+class Verdicts:
+    """The history of one instance, in which a verdict is looked up once.
+
+    `get_asset_check_execution_history` is no public API of Dagster 1.13; tests/test_verdicts.py notices.
+    """
+
+    instance: dg.DagsterInstance
+    _known: dict[tuple[dg.AssetCheckKey, str | None, str], str] = field(default_factory=dict)
+
+    def of(self, asset: dg.AssetKey, check: str, version: str, day: str | None = None) -> str:
+        """What the check said last of a version: PASSED, FAILED or NEVER.
+
+        Args:
+            asset: The asset.
+            check: The check's name.
+            version: Of the partition or the model.
+            day: The partition, ISO; None where the asset has none.
+        """
+        key = (dg.AssetCheckKey(asset, check), day, version)
+        if key not in self._known:
+            self._known[key] = self._look_up(*key)
+        return self._known[key]
+
+    def _look_up(self, check: dg.AssetCheckKey, day: str | None, version: str) -> str:
+        cursor: int | None = None
+        while True:
+            page = self.instance.event_log_storage.get_asset_check_execution_history(
+                check, limit=PAGE, cursor=cursor, partition_filter=PartitionKeyFilter(key=day)
+            )
+            for execution in page:  # newest first
+                evaluation = execution.event.asset_check_evaluation if execution.event else None
+                if evaluation is not None and _version_of(evaluation) == version:
+                    return PASSED if evaluation.passed else FAILED
+            if len(page) < PAGE:
+                return NEVER
+            cursor = page[-1].id
+
+
+def _version_of(evaluation: dg.AssetCheckEvaluation) -> str | None:
+    value = evaluation.metadata.get(VERSION)
+    return value.text if isinstance(value, dg.TextMetadataValue) else None
+
+
+@dataclass(frozen=True)
+class Link:
+    """A table of a chain: its asset, and the checks that block what is made from it."""
+
+    asset: dg.AssetKey
+    blocking_checks: Sequence[str]
+
+
+def trace(
+    lake: Lake, table: str, partition: Partition, links: Mapping[str, Link]
+) -> list[tuple[str, Partition]]:
+    """A day's partition and all that it was made from, at the versions that were read.
+
+    Raises:
+        DataError: A table of the chain is not recorded for the day.
+    """
+    day = day_of(partition)
+    chain = [(table, partition), *lake.made_from(partition)]
+    missing = links.keys() - {table for table, each in chain if day_of(each) == day}
+    if missing:
+        raise DataError(
+            f"nothing is delivered for {day}: it is not recorded what {table} {partition.key} was made from",
+            found=f"no version of {', '.join(sorted(missing))} of the day",
+            expected=f"the versions of {', '.join(links)}",
+            remedy="run daily_job for the day, which makes it anew",
+        )
+    return chain
+
+
+def require_passed(
+    verdicts: Verdicts,
+    chain: Sequence[tuple[str, Partition]],
+    links: Mapping[str, Link],
+    others: Mapping[str, str],
+) -> None:
+    """Refuses a day unless every blocking check has passed on exactly what it was made from.
+
+    Of the earlier days of the look-back window no check may have failed; those of the day must have passed.
+
+    Args:
+        verdicts: The history.
+        chain: Table and partition, the day's own first.
+        links: Table → its asset and checks.
+        others: Check → what it said of what is in no table: the champion.
+
+    Raises:
+        DataError: A check failed, or was never evaluated.
+    """
+    day, found = day_of(chain[0][1]), dict(others)
+    for table, partition in chain:
+        link, own_day = links[table], day_of(partition)
+        for name in link.blocking_checks:
+            said = verdicts.of(link.asset, name, partition.version, own_day)
+            check = f"{link.asset.to_user_string()}:{name}"
+            if own_day == day:
+                found[check] = said
+            elif said == FAILED:
+                found[f"{check} of {own_day}"] = said
+    bad = {check: said for check, said in found.items() if said != PASSED}
+    if bad:
+        raise DataError(
+            f"nothing is delivered for {day}: blocking checks upstream have not passed",
+            found=bad,
+            expected="every blocking check passed on exactly the versions that are to be delivered",
+            remedy="see why they failed; then run daily_job for the day, which makes and checks all anew",
+        )
