@@ -5,7 +5,8 @@ audiences, learnable labels, dirt of every kind that is rejected, events that ar
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -152,6 +153,13 @@ class Chain:
     home: Path
     instance: dg.DagsterInstance
     results: Mapping[str, dg.ExecuteInProcessResult]
+
+    @contextmanager
+    def history(self, home: Path) -> Iterator[dg.DagsterInstance]:
+        """A copy of the history, for a test that goes on from it."""
+        shutil.copytree(self.home, home)
+        with dg.DagsterInstance.local_temp(str(home)) as instance:
+            yield instance
 
 
 def write_small_project(root: Path) -> SmallProject:

@@ -42,8 +42,9 @@ def delivered_files(project: SmallProject) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def at_once(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
     """Two days in one run."""
-    project = chain.project.copied_to(tmp_path_factory.mktemp("at_once") / "data")
-    with dg.DagsterInstance.ephemeral() as instance:
+    root = tmp_path_factory.mktemp("at_once")
+    project = chain.project.copied_to(root / "data")
+    with chain.history(root / "home") as instance:
         result = run_days(project.definitions(), instance, "daily_job", FIRST, LAST)
     assert result.success, failures(result)
     return project
@@ -52,8 +53,9 @@ def at_once(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProj
 @pytest.fixture(scope="module")
 def day_by_day(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
     """The same two days, a run for each."""
-    project = chain.project.copied_to(tmp_path_factory.mktemp("day_by_day") / "data")
-    with dg.DagsterInstance.ephemeral() as instance:
+    root = tmp_path_factory.mktemp("day_by_day")
+    project = chain.project.copied_to(root / "data")
+    with chain.history(root / "home") as instance:
         for day in day_keys(FIRST, LAST):
             day_ = date.fromisoformat(day)
             result = run_days(project.definitions(), instance, "daily_job", day_, day_)

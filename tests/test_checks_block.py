@@ -4,10 +4,8 @@ A fault is planted where it would come from: in what an asset writes or reads, b
 corrupts it. Everything else is the real thing, and was right when `chain` ran.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.steps.candidate_models import CANDIDATES
-from pipelines.steps.deliveries import Manifest
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.project import FolderDestination
-from resources.destinations import Delivery, Destinations
+from resources.destinations import Delivery, Destinations, Published
 from resources.lake import Lake, Partition
 from resources.model_store import ModelRecord, ModelStore
 from tests.small_project import (
@@ -71,6 +68,10 @@ def written(spoiled: str, name: str, corrupt: Corrupt) -> Fault:
 
 def one_row_lost(frame: DataFrame) -> DataFrame:
     return frame.where(F.col("device_id") != F.lit(frame.agg(F.min("device_id")).head()[0]))  # type: ignore[index]
+
+
+def no_row(frame: DataFrame) -> DataFrame:
+    return frame.limit(0)
 
 
 def one_row_twice(frame: DataFrame) -> DataFrame:
@@ -126,24 +127,6 @@ def scores_shifted(frame: DataFrame) -> DataFrame:
     up = F.col("probability") < 0.5
     shifted = F.col("probability") + F.when(up, 1e-4).otherwise(-1e-4)
     return frame.withColumn("probability", shifted.cast("float"))
-
-
-def segment_lost(frame: DataFrame) -> DataFrame:
-    return frame.where("segment != 'best_30'")
-
-
-def segment_of_all() -> Fault:
-    """Every scored device in one segment: an advertiser would pay for all."""
-
-    class CorruptingLake(Lake):
-        def write(self, frame: DataFrame, table: str, **how: Any) -> dict[str, Partition]:
-            if table == "segments":
-                scored = self.read(frame.sparkSession, "predictions", how["keys"])
-                everyone = scored.withColumn("segment", F.lit("best_30")).select(*frame.columns)
-                frame = everyone.unionByName(frame.where("segment != 'best_30'"))
-            return super().write(frame, table, **how)
-
-    return Fault("segment of all devices", lambda project: {"lake": CorruptingLake(root=project.lake.root)})
 
 
 # --- faults in vocabularies and models ------------------------------------------------------------
@@ -225,11 +208,11 @@ def delivered(name: str, corrupt: Callable[[Path], None]) -> Fault:
     """A destination that spoils the file it has published."""
 
     class CorruptingDestinations(Destinations):
-        def publish(self, delivery: Delivery, destination: FolderDestination) -> tuple[Manifest, bool]:
-            manifest, new = super().publish(delivery, destination)
+        def publish(self, delivery: Delivery, destination: FolderDestination) -> Published:
+            published = super().publish(delivery, destination)
             place = self.place(delivery.audience, delivery.segment, delivery.day, destination)
-            corrupt(place / manifest.file)
-            return manifest, new
+            corrupt(place / published.manifest.file)
+            return published
 
     return Fault(name, lambda project: {"destinations": CorruptingDestinations(root=str(project.data_dir))})
 
@@ -311,16 +294,13 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
     ],
     "predictions:unique_device_day": [written("predictions", "a device twice", one_row_twice)],
     "predictions:every_device_scored": [written("predictions", "a device lost", one_row_lost)],
+    "predictions:has_devices": [written("predictions", "no device", no_row)],
     "predictions:equals_in_process_pytorch": [written("predictions", "scores 1e-4 off", scores_shifted)],
     "segments:probabilities": [
         written("segments", "a null", first_device_has("probability", None)),
         written("segments", "-0.1", first_device_has("probability", -0.1)),
     ],
     "segments:unique_members": [written("segments", "a member twice", one_row_twice)],
-    "segments:size_above_zero_and_below_all": [
-        written("segments", "an empty segment", segment_lost),
-        segment_of_all(),
-    ],
     "deliveries:rows_equal_manifest": [delivered("a row cut off", truncate)],
     "deliveries:content_equals_manifest": [delivered("two rows exchanged", exchange_two_rows)],
 }
@@ -341,8 +321,6 @@ DOWNSTREAM = {
 """Asset → one that is made from it, if any."""
 SHARED = {"app_events", "daily_fields", "feature_tokens", "feature_vocabulary"}
 PARTITIONED = {"app_events", "daily_fields", "feature_tokens", "predictions", "segments", "deliveries"}
-MADE_FIRST = {"deliveries": ["car_buyers/predictions", "car_buyers/segments"]}
-"""What a run must make, too, because the history of this test knows nothing of it."""
 
 
 def blocking_checks(definitions: dg.Definitions) -> list[dg.AssetCheckSpec]:
@@ -371,9 +349,9 @@ def test_a_fault_stops_what_is_made_from_it(chain: Chain, tmp_path: Path, check:
     project = chain.project.copied_to(tmp_path / "data")
     name = check.split(":")[0]
     asset, downstream = name if name in SHARED else f"car_buyers/{name}", DOWNSTREAM[name]
-    selection = [*MADE_FIRST.get(name, []), asset, *([downstream] if downstream else [])]
+    selection = [asset, *([downstream] if downstream else [])]
 
-    with dg.DagsterInstance.ephemeral() as instance:
+    with chain.history(tmp_path / "home") as instance:
         day = SCORED_DAY if {name, (downstream or "").split("/")[-1]} & PARTITIONED else None
         result = materialize(project.definitions(**fault.override(project)), instance, selection, day)
 
@@ -382,99 +360,6 @@ def test_a_fault_stops_what_is_made_from_it(chain: Chain, tmp_path: Path, check:
     assert asset in materialized(result)
     assert downstream not in materialized(result)
     assert not result.success
-
-
-# --- delivery on its own: blocking reaches no further than one run ------------------------------------
-
-
-@pytest.fixture
-def undelivered(chain: Chain, tmp_path: Path) -> SmallProject:
-    """The project before its first delivery."""
-    project = chain.project.copied_to(tmp_path / "data")
-    shutil.rmtree(project.data_dir / "deliveries")
-    return project
-
-
-def assert_refused(project: SmallProject, instance: dg.DagsterInstance, *because: str) -> None:
-    """Delivering on its own says why it does not, and publishes nothing."""
-    result = materialize(project.definitions(), instance, ["car_buyers/deliveries"], SCORED_DAY)
-
-    message = failures(result)
-    assert not result.success
-    assert f"nothing is delivered for {SCORED_DAY}: blocking checks upstream have not passed" in message
-    for reason in because:
-        assert reason in message
-    assert not list((project.data_dir / "deliveries").rglob("*.*"))
-
-
-def test_segments_whose_check_failed_are_not_delivered_later(undelivered: SmallProject) -> None:
-    fault = written("segments", "an empty segment", segment_lost)
-    with dg.DagsterInstance.ephemeral() as instance:
-        spoiled = undelivered.definitions(**fault.override(undelivered))
-        materialize(spoiled, instance, ["car_buyers/predictions", "car_buyers/segments"], SCORED_DAY)
-
-        assert_refused(undelivered, instance, "'car_buyers/segments:size_above_zero_and_below_all': 'failed'")
-
-
-def test_segments_made_from_predictions_whose_check_failed_are_not_delivered(
-    undelivered: SmallProject,
-) -> None:
-    """Segments, materialized in a run of their own, know nothing of the failed check before them."""
-    fault = written("predictions", "scores 1e-4 off", scores_shifted)
-    with dg.DagsterInstance.ephemeral() as instance:
-        spoiled = undelivered.definitions(**fault.override(undelivered))
-        materialize(spoiled, instance, ["car_buyers/predictions"], SCORED_DAY)
-        alone = materialize(undelivered.definitions(), instance, ["car_buyers/segments"], SCORED_DAY)
-        assert alone.success
-
-        assert_refused(undelivered, instance, "'car_buyers/predictions:equals_in_process_pytorch': 'failed'")
-
-
-def test_a_day_without_history_is_not_delivered(undelivered: SmallProject) -> None:
-    with dg.DagsterInstance.ephemeral() as instance:
-        assert_refused(undelivered, instance, "'car_buyers/segments:unique_members': 'never materialized'")
-
-
-def test_a_day_whose_checks_were_never_evaluated_is_not_delivered(undelivered: SmallProject) -> None:
-    with dg.DagsterInstance.ephemeral() as instance:
-        for name in ("predictions", "segments"):
-            instance.report_runless_asset_event(
-                dg.AssetMaterialization(["car_buyers", name], partition=str(SCORED_DAY))
-            )
-
-        assert_refused(
-            undelivered,
-            instance,
-            "'car_buyers/predictions:probabilities': 'never evaluated'",
-            "'car_buyers/segments:probabilities': 'never evaluated'",
-        )
-
-
-def test_a_verdict_on_an_earlier_materialization_does_not_count(undelivered: SmallProject) -> None:
-    with dg.DagsterInstance.ephemeral() as instance:
-        made = ["car_buyers/predictions", "car_buyers/segments"]
-        assert materialize(undelivered.definitions(), instance, made, SCORED_DAY).success
-        instance.report_runless_asset_event(
-            dg.AssetMaterialization(["car_buyers", "segments"], partition=str(SCORED_DAY))
-        )
-
-        assert_refused(undelivered, instance, "'car_buyers/segments:probabilities': 'never evaluated'")
-
-
-def test_a_checked_day_is_delivered_on_its_own_after_a_later_day_has_run(undelivered: SmallProject) -> None:
-    definitions, made = undelivered.definitions(), ["car_buyers/predictions", "car_buyers/segments"]
-    later = SCORED_DAY + timedelta(days=1)
-    with dg.DagsterInstance.ephemeral() as instance:
-        assert materialize(definitions, instance, made, SCORED_DAY).success
-        assert materialize(definitions, instance, ["feature_tokens", *made], later).success
-
-        result = materialize(definitions, instance, ["car_buyers/deliveries"], SCORED_DAY)
-
-    assert result.success, failures(result)
-    delivered_days = {
-        path.parent.name for path in (undelivered.data_dir / "deliveries").rglob("manifest.json")
-    }
-    assert delivered_days == {str(SCORED_DAY)}
 
 
 # --- what the parity check reports --------------------------------------------------------------------
@@ -491,7 +376,8 @@ def test_parity_reports_the_distribution_of_differences(chain: Chain, audience: 
 
     reported: dict[str, Any] = {name: value.value for name, value in parity.metadata.items()}
 
-    assert set(reported) == {"count", "mean", "std", "p25", "p50", "p75", "p99", "max", "threshold"}
+    distribution = {"count", "mean", "std", "p25", "p50", "p75", "p99", "max"}
+    assert set(reported) == {*distribution, "threshold", "version"}
     assert reported["count"] == chain.project.lake.partition("feature_tokens", str(SCORED_DAY)).rows
     assert 0 <= reported["p25"] <= reported["p50"] <= reported["p75"] <= reported["p99"] <= reported["max"]
     assert reported["max"] <= reported["threshold"] == 1e-6

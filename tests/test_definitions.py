@@ -103,7 +103,7 @@ def test_daily_assets_share_partitions_and_backfill_policy(definitions: dg.Defin
 
     assert len(daily) == 3 + 3 * len(AUDIENCES)
     assert len({node.backfill_policy for node in daily}) == 1
-    assert daily[0].backfill_policy == dg.BackfillPolicy.multi_run(max_partitions_per_run=366)
+    assert daily[0].backfill_policy == dg.BackfillPolicy.single_run()
     assert len({node.partitions_def for node in daily}) == 1
     partitions = daily[0].partitions_def
     assert partitions is not None
@@ -229,3 +229,4 @@ def test_dagster_validates_the_workspace(tmp_path: Path) -> None:
     assert finished.returncode == 0, output
     assert "Validation successful for code location audience_factory" in output
     assert "BetaWarning" not in output
+    assert "PreviewWarning" not in output

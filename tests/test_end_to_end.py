@@ -217,7 +217,7 @@ def test_running_a_day_again_sends_nothing_new(chain: Chain, tmp_path: Path) -> 
     again = [
         f"{audience}/{name}" for name in ("predictions", "segments", "deliveries") for audience in AUDIENCES
     ]
-    with dg.DagsterInstance.ephemeral() as instance:
+    with chain.history(tmp_path / "home") as instance:
         result = materialize(project.definitions(), instance, again, SCORED_DAY)
 
     sent = [

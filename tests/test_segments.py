@@ -7,9 +7,14 @@ from math import isnan
 import pytest
 from pyspark.sql import DataFrame
 
-from pipelines.steps.errors import DataError
 from pipelines.steps.project import SegmentSpec
-from pipelines.steps.segments import SegmentOutcome, measure_segments, select_segments
+from pipelines.steps.segments import (
+    SegmentOutcome,
+    measure_segments,
+    select_segments,
+    why_withheld,
+    withheld_segments,
+)
 from tests.conftest import Frame
 
 DAY = date(2025, 3, 10)
@@ -72,20 +77,38 @@ def test_a_threshold_found_on_stored_scores_selects_the_device_that_set_it(frame
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "found"),
-    [({"precise": None}, "none reached it on the validation devices"), ({}, "never computed")],
+    ("thresholds", "reason"),
+    [
+        (
+            {"precise": None},
+            "no threshold reached a precision of 0.99 on validation devices: ask for a lower one, or for a "
+            "top_fraction or size; then train again",
+        ),
+        ({}, "no threshold for a precision of 0.99 was ever computed: run training_job"),
+    ],
 )
-def test_a_precision_never_reached_is_an_error(
-    predictions: DataFrame, thresholds: Mapping[str, float | None], found: str
+def test_a_precision_never_reached_withholds_its_segment_and_no_other(
+    predictions: DataFrame, thresholds: Mapping[str, float | None], reason: str
 ) -> None:
-    with pytest.raises(DataError) as raised:
-        select_segments(predictions, [SegmentSpec(name="precise", min_precision=0.99)], thresholds)
-    assert str(raised.value) == (
-        "segment precise: no threshold is known for its minimum precision\n"
-        f"  found:    {found}\n"
-        "  expected: a precision of 0.99 or more\n"
-        "  remedy:   ask for a lower min_precision, or for a top_fraction or size; then train again"
-    )
+    segments = [SegmentSpec(name="precise", min_precision=0.99), SegmentSpec(name="two", size=2)]
+    assert withheld_segments(segments, thresholds) == {"precise": reason}
+    assert members(select_segments(predictions, segments, thresholds)) == {"two": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("devices", "scored", "uncut", "reason"),
+    [
+        (1, 2, None, None),
+        (0, 2, None, "none of the 2 scored devices is in it"),
+        (2, 2, None, "all 2 scored devices are in it"),
+        (0, 0, None, "no device was scored: the look-back window holds no event"),
+        (0, 2, "no threshold", "no threshold"),
+    ],
+)
+def test_a_segment_that_must_not_go_out_says_why(
+    devices: int, scored: int, uncut: str | None, reason: str | None
+) -> None:
+    assert why_withheld(devices, scored, uncut) == reason
 
 
 # --- what became of them --------------------------------------------------------------------------
