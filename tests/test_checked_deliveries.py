@@ -164,6 +164,7 @@ def test_a_spoiled_older_day_is_stopped_while_a_newer_one_is_right(
 
 SPOILED_PROJECT = """
 from pathlib import Path
+from types import SimpleNamespace
 
 from pipelines.definitions import build_definitions
 from resources.lake import Lake
@@ -171,13 +172,10 @@ from resources.spark import Spark
 from tests.test_checks_block import scores_shifted, written
 
 
-class Project:
-    lake = Lake(root={root!r})
-
-
+project = SimpleNamespace(lake=Lake(root={root!r}))
 fault = written("predictions", "scores 1e-4 off", scores_shifted)
 spark = Spark(master="local[2]", driver_memory="1g", shuffle_partitions=2)
-defs = build_definitions(Path({audiences!r}), Path({data!r}), {{"spark": spark, **fault.override(Project())}})
+defs = build_definitions(Path({audiences!r}), Path({data!r}), {{"spark": spark, **fault.override(project)}})
 """
 
 
@@ -206,7 +204,7 @@ def test_the_command_line_checks_the_days_that_it_makes(
     (tmp_path / "spoiled.py").write_text(SPOILED_PROJECT.format(**places))
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     before = deliveries_of(project)
-    arguments = ["--select", ",".join(DELIVERED), option, days]
+    arguments = ["-f", str(tmp_path / "spoiled.py"), "--select", ",".join(DELIVERED), option, days]
 
     finished = subprocess.run(
         [
