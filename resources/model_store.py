@@ -7,6 +7,7 @@ second place that could say otherwise, and what ever served can be named, explai
 What does not belong here: how a bundle is written and what it holds (`pipelines.steps.model_bundle`).
 """
 
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,14 @@ from pydantic import Field
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import BundleManifest, Scorer, bundle_version, load_bundle, read_manifest
+from resources.durable_files import (
+    make_directory_durably,
+    remove_abandoned_drafts,
+    replace_durably,
+    sync_directory,
+    sync_tree,
+    write_durably,
+)
 
 CHAMPION = "champion"
 """The model that serves; its versions are versions of the candidates."""
@@ -30,6 +39,8 @@ CHALLENGER = "challenger"
 """The best of the last training, which became champion unless it ranked worse than the former one."""
 TRAINED, PROMOTED, ROLLED_BACK = "trained", "promoted", "rolled back"
 """Why a version became current."""
+OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
+"""What the system answers where an equal bundle has just been put in its place, or a damaged one removed."""
 
 
 @dataclass(frozen=True)
@@ -223,13 +234,16 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             The card's directory.
         """
         home = self.card(record)
+        remove_abandoned_drafts(home)
         for name, content in files.items():
-            _replace(home / name, content)
+            replace_durably(home / name, content)
         return home
 
     def checkpoint(self, audience: str, model: str) -> Path:
-        """Where a training keeps what it has reached, until it ends."""
-        return self._home() / "checkpoints" / audience / f"{model}.pt"
+        """Where a training keeps what it has reached, until it ends; what killed ones left half goes."""
+        checkpoint = self._home() / "checkpoints" / audience / f"{model}.pt"
+        remove_abandoned_drafts(checkpoint.parent)
+        return checkpoint
 
     def card(self, record: ModelRecord) -> Path:
         """The directory of a version's card; it is there once one was saved."""
@@ -252,11 +266,7 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             properties = write(draft)
             version = bundle_version(draft)
-            final = self._bundles(audience) / version
-            if not _is_intact(final, version):
-                shutil.rmtree(final, ignore_errors=True)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                draft.rename(final)
+            self._keep(draft, self._bundles(audience) / version)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return self.record(ModelRecord(audience, model, version, properties))
@@ -326,11 +336,9 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Keeps a vocabulary under its hash and makes it the current one."""
         directory = self._vocabularies()
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = directory / f"{uuid.uuid4().hex}.tmp"
-        vocabulary.save(draft)
-        draft.replace(directory / f"{vocabulary.hash}.json")
-        _replace(directory / "current", vocabulary.hash)
+        remove_abandoned_drafts(directory)
+        replace_durably(directory / f"{vocabulary.hash}.json", vocabulary.to_json())
+        replace_durably(directory / "current", vocabulary.hash)
 
     def vocabulary(self, version: str | None = None) -> Vocabulary:
         """The vocabulary of a hash; the current one where none is named.
@@ -357,6 +365,24 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self.vocabulary(pointer.read_text()) if pointer.exists() else None
 
     # --- the details ------------------------------------------------------------------------------
+
+    def _keep(self, draft: Path, final: Path) -> None:
+        """Gives a bundle its place, unless an equal one has it; a damaged one makes way."""
+        sync_tree(draft)
+        make_directory_durably(final.parent)
+        while not _is_intact(final):
+            aside = draft.with_name(f"{draft.name}.damaged")
+            try:
+                if final.exists():
+                    final.rename(aside)
+                draft.rename(final)
+                break
+            except OSError as error:
+                if error.errno not in OVERTAKEN:
+                    raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        sync_directory(final.parent)
 
     def _load(self, record: ModelRecord, threads: int = 1) -> Scorer:
         stored = self.describe(record)
@@ -439,15 +465,16 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _append(self, entry: LogEntry) -> bool:
         """Writes an entry whole or not at all; False where another one has taken its number."""
         final = self._log(entry.record.audience, entry.record.model) / f"{entry.number:06}.json"
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_directory_durably(final.parent)
         draft = self._drafts() / f"{uuid.uuid4().hex}.json"
         try:
-            _write_durably(draft, entry.to_json())
+            write_durably(draft, entry.to_json())
             os.link(draft, final)  # unlike a rename, it never replaces, on NFS neither
         except FileExistsError:
             return False
         finally:
             draft.unlink(missing_ok=True)
+        sync_directory(final.parent)
         return True
 
     def _newest(self, audience: str, model: str) -> LogEntry:
@@ -495,7 +522,8 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _drafts(self) -> Path:
         drafts = self._home() / "drafts"
-        drafts.mkdir(parents=True, exist_ok=True)
+        make_directory_durably(drafts)
+        remove_abandoned_drafts(drafts, "*")
         return drafts
 
     def _vocabularies(self) -> Path:
@@ -511,25 +539,11 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._logs() / audience / model
 
 
-def _is_intact(directory: Path, version: str) -> bool:
+def _is_intact(bundle: Path) -> bool:
     try:
-        return bundle_version(directory) == version
-    except BundleError:  # there is none
+        return bundle_version(bundle) == bundle.name
+    except (BundleError, OSError):  # there is none, or another training is putting one in its place
         return False
-
-
-def _replace(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    _write_durably(draft, content)
-    draft.replace(path)
-
-
-def _write_durably(path: Path, content: str | bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _abridged(versions: Sequence[str], most: int = 6) -> str:
