@@ -23,7 +23,14 @@ from pydantic import Field
 
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import BundleManifest, Scorer, bundle_version, load_bundle, read_manifest
+from pipelines.steps.model_bundle import (
+    BundleManifest,
+    BundleRef,
+    Scorer,
+    bundle_version,
+    load_bundle,
+    read_manifest,
+)
 from resources.durable_files import (
     make_directory_durably,
     remove_abandoned_drafts,
@@ -194,7 +201,25 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._load(self.find(audience, model, version), threads)
 
     def bundle(self, record: ModelRecord) -> Path:
-        """The directory of a version.
+        """The directory of a version, each file of it read and found as it was recorded.
+
+        Raises:
+            BundleError: It is not there, or was changed.
+        """
+        ref = self.bundle_ref(record)
+        ref.verify()
+        return ref.path
+
+    def manifest(self, record: ModelRecord) -> BundleManifest:
+        """What a version says about itself, nothing verified: for lists.
+
+        Raises:
+            BundleError: The bundle is missing, or its manifest cannot be read.
+        """
+        return read_manifest(self.bundle_ref(record).path)
+
+    def bundle_ref(self, record: ModelRecord) -> BundleRef:
+        """Where a version is; who loads it verifies it.
 
         Raises:
             BundleError: It is not there.
@@ -207,7 +232,7 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 expected=str(path),
                 remedy="restore the directory, or train again",
             )
-        return path
+        return BundleRef(path, record.version)
 
     def describe(self, record: ModelRecord) -> StoredBundle:
         """What the directory of a version holds, each file read and hashed, whether right or not.
@@ -215,7 +240,7 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             BundleError: The bundle is missing, or its manifest cannot be read.
         """
-        path = self.bundle(record)
+        path = self.bundle_ref(record).path
         sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
         return StoredBundle(path, read_manifest(path), len(sizes), sum(sizes), bundle_version(path))
 
@@ -385,16 +410,13 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         sync_directory(final.parent)
 
     def _load(self, record: ModelRecord, threads: int = 1) -> Scorer:
-        stored = self.describe(record)
-        if stored.content_hash != record.version:
-            raise BundleError(
-                f"bundle {record.version} of {record.audience} is damaged: its content has another hash",
-                found=stored.content_hash,
-                expected=f"{record.version}, in {stored.path}",
-                remedy="restore the directory, name another version, or train again",
-            )
-        vocabulary_hash = record.properties.get("vocabulary_hash")
-        return load_bundle(stored.path, expected_vocabulary_hash=vocabulary_hash, threads=threads)
+        ref, vocabulary_hash = self.bundle_ref(record), record.properties.get("vocabulary_hash")
+        return load_bundle(
+            ref.path,
+            expected_version=ref.version,
+            expected_vocabulary_hash=vocabulary_hash,
+            threads=threads,
+        )
 
     def _promotable(self, audience: str, version: str, model: str) -> ModelRecord:
         """The newest record of a version, as it is to be recorded of `model`."""

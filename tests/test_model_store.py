@@ -18,8 +18,8 @@ import torch
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
-from pipelines.steps.model_bundle import load_bundle, write_bundle
-from resources.model_store import ModelRecord, ModelStore, StoredBundle
+from pipelines.steps.model_bundle import BundleRef, load_bundle, write_bundle
+from resources.model_store import ModelRecord, ModelStore
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b")),))
 
@@ -259,21 +259,42 @@ def test_an_error_names_the_newest_of_many_versions(store: ModelStore) -> None:
 def test_a_damaged_bundle_is_not_loaded(store: ModelStore, file: str) -> None:
     record = champion(store, 0.0)
     damage(store.bundle(record) / file)
-    with pytest.raises(BundleError, match=r"damaged|cannot be read"):
+    with pytest.raises(BundleError, match="its content has another hash"):
         store.load("buyers")
+
+
+@pytest.mark.parametrize("file", ["bundle.json", "vocabulary.json", "weights.safetensors"])
+def test_a_damaged_bundle_is_not_handed_out(store: ModelStore, file: str) -> None:
+    record = champion(store, 0.0)
+    path = store.bundle(record)
+    damage(path / file)
+    with pytest.raises(BundleError) as raised:
+        store.bundle(record)
+    assert (
+        raised.value.what == f"bundle {path} was changed since it was recorded: its content has another hash"
+    )
+
+
+def test_a_bundle_is_named_with_the_version_that_is_recorded(store: ModelStore) -> None:
+    record = champion(store, 0.0)
+    ref = store.bundle_ref(record)
+    assert ref == BundleRef(store.bundle(record), record.version)
+    damage(ref.path / "weights.safetensors")
+    assert store.bundle_ref(record) == ref
 
 
 def test_a_bundle_under_another_ones_name_is_not_loaded(store: ModelStore) -> None:
     """Each file of it is right, so only the hash of them all can tell."""
     first, second = champion(store, 0.0), champion(store, 1.0)
-    shutil.rmtree(store.bundle(second))
-    shutil.copytree(store.bundle(first), store.root + f"/bundles/buyers/{second.version}")
+    place = store.bundle(second)
+    shutil.rmtree(place)
+    shutil.copytree(store.bundle(first), place)
     with pytest.raises(BundleError) as raised:
         store.load("buyers")
     assert str(raised.value) == (
-        f"bundle {second.version} of buyers is damaged: its content has another hash\n"
-        f"  found:    {first.version}\n"
-        f"  expected: {second.version}, in {store.bundle(second)}\n"
+        f"bundle {place} was changed since it was recorded: its content has another hash\n"
+        f"  found:    version {first.version}\n"
+        f"  expected: version {second.version}\n"
         "  remedy:   restore the directory, name another version, or train again"
     )
 
@@ -501,7 +522,7 @@ def test_a_rollback_skips_earlier_records_of_the_same_version(store: ModelStore)
 def test_a_rollback_to_a_damaged_version_is_refused(store: ModelStore) -> None:
     first, second = champion(store, 0.0), champion(store, 1.0)
     damage(store.bundle(first) / "weights.safetensors")
-    with pytest.raises(BundleError, match=f"bundle {first.version} of buyers is damaged"):
+    with pytest.raises(BundleError, match=f"bundle .*/buyers/{first.version} was changed"):
         store.rollback("buyers", by_precision=[])
     assert store.current("buyers", "champion") == second
 
@@ -518,9 +539,9 @@ def test_a_training_that_ends_during_a_rollback_is_not_undone(store: ModelStore)
     _, bad = champion(store, 0.0), champion(store, 1.0)
 
     class Overtaken(ModelStore):
-        def describe(self, record: ModelRecord) -> StoredBundle:
+        def bundle_ref(self, record: ModelRecord) -> BundleRef:
             newer.append(champion(store, 2.0))
-            return super().describe(record)
+            return super().bundle_ref(record)
 
     newer: list[ModelRecord] = []
     with pytest.raises(BundleError) as raised:
