@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -313,7 +314,7 @@ def alter_weights(directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
 
 
-TAMPERED = {
+TAMPERED: Mapping[str, Callable[[Path], object]] = {
     "a metric": replace_in("bundle.json", b"0.7", b"0.8"),
     "a calibration": replace_in("bundle.json", b"-2.5", b"22.5"),
     "half a manifest": lambda directory: (directory / "bundle.json").write_text("{"),
@@ -371,7 +372,8 @@ def test_a_bundle_changed_where_a_worker_reads_it_fails_the_job_and_the_former_p
     pq.write_table(tokens.toArrow(), tmp_path / "tokens.parquet")
     former = pa.table({"audience": ["buyers"], "device_id": ["a"], "day": [DAY], "probability": [0.5]})
     key, by = f"buyers/{DAY}", ["audience", "day"]
-    written = lake.write(spark.createDataFrame(former), "predictions", by=by, keys=[key])
+    rows: Any = former  # Spark's types do not know that it takes one
+    written = lake.write(spark.createDataFrame(rows), "predictions", by=by, keys=[key])
     predictions = score_files(spark, [tmp_path / "tokens.parquet"], {"buyers": champion})
     TAMPERED["a calibration"](champion.path)
     found = bundle_version(champion.path)

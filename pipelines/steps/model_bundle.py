@@ -186,7 +186,7 @@ class BundleRef:
         Raises:
             BundleError: There is no bundle.
         """
-        return bundle if isinstance(bundle, cls) else cls(Path(bundle), bundle_version(Path(bundle)))
+        return bundle if isinstance(bundle, BundleRef) else cls(bundle, bundle_version(bundle))
 
     def verify(self) -> None:
         """Reads and hashes every file.
