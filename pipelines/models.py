@@ -19,7 +19,8 @@ from typing import Any
 
 from pipelines.steps.errors import AudienceFactoryError, BundleError, ConfigError
 from pipelines.steps.project_files import load_project
-from resources.model_store import CHAMPION, LogEntry, ModelRecord, ModelStore
+from resources.model_log import CHAMPION, LogEntry, ModelRecord
+from resources.model_store import ModelStore
 
 EPILOG = """\
 A promotion and a rollback take effect with the next predictions. They last until the next one, or until

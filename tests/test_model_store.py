@@ -19,7 +19,8 @@ from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
 from pipelines.steps.model_bundle import BundleRef, load_bundle, write_bundle
-from resources.model_store import ModelRecord, ModelStore
+from resources.model_log import ModelRecord
+from resources.model_store import ModelStore
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b")),))
 
