@@ -31,7 +31,8 @@ from pipelines.steps.project import Audience
 from pipelines.steps.training_rows import TEST, VALIDATION, TrainingFiles, TrainingRows
 from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
 from resources.lake import Lake
-from resources.model_store import CHALLENGER, CHAMPION, ModelRecord, ModelStore
+from resources.model_log import CHALLENGER, CHAMPION, ModelRecord
+from resources.model_store import ModelStore
 from resources.spark import Spark
 
 Rows = TrainingRows | TrainingFiles

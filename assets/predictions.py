@@ -104,12 +104,12 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         days = days_of(context)
         wanted = [a for a in project.audiences if key_of(a) in context.selected_asset_keys]
         champions = {a.name: models.current(a.name, "champion") for a in wanted}
-        bundles = {name: models.bundle(record) for name, record in champions.items()}
+        bundles = {name: models.bundle_ref(record) for name, record in champions.items()}
         tokens = lake.snapshot("feature_tokens", keys_of(days))
-        for record in champions.values():
-            _require_trained_alike(record, bundles[record.audience], tokens)
         threads = worker_threads(spark.session, bundles)
         context.log.info("a bundle of each of %d audiences is loaded; threads: %s", len(bundles), threads)
+        for record in champions.values():
+            _require_trained_alike(record, bundles[record.audience].path, tokens)
         expected = {f"{name}/{p.key}": p.rows for name in champions for p in tokens.partitions}
         written = lake.write(
             score_files(spark.session, tokens.files(), bundles),

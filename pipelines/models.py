@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.steps.errors import AudienceFactoryError, BundleError, ConfigError
-from pipelines.steps.model_bundle import read_manifest
 from pipelines.steps.project_files import load_project
-from resources.model_store import CHAMPION, LogEntry, ModelRecord, ModelStore
+from resources.model_log import CHAMPION, LogEntry, ModelRecord
+from resources.model_store import ModelStore
 
 EPILOG = """\
 A promotion and a rollback take effect with the next predictions. They last until the next one, or until
@@ -131,7 +131,7 @@ def _list(store: ModelStore, options: argparse.Namespace) -> int:
 def _line(store: ModelStore, entry: LogEntry, *, current: bool) -> dict[str, Any]:
     record, engine, problem = entry.record, None, None
     try:
-        engine = read_manifest(store.bundle(record)).engine
+        engine = store.manifest(record).engine
     except BundleError as error:  # one that is gone must not hide the others
         problem = error.what
     metrics = record.properties.get("metrics", {})

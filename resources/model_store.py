@@ -1,93 +1,39 @@
-"""Model bundles and vocabularies, kept by explicit version, and the logs that say which version is current.
+"""Model bundles and vocabularies, kept by explicit version; what becomes current, and what may.
 
-Each model of each audience has a log: one small file an entry, numbered from 1, never changed once written.
-The last entry is what is current; training, a promotion and a rollback each append one. So there is no
-second place that could say otherwise, and what ever served can be named, explained and made to serve again.
-
-What does not belong here: how a bundle is written and what it holds (`pipelines.steps.model_bundle`).
+What does not belong here: how a bundle is written and what it holds (`pipelines.steps.model_bundle`), and how
+the log of a model is kept (`resources.model_log`).
 """
 
-import json
-import os
+import errno
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-from pydantic import Field
-
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import BundleManifest, Scorer, bundle_version, load_bundle, read_manifest
+from pipelines.steps.model_bundle import (
+    BundleManifest,
+    BundleRef,
+    Scorer,
+    bundle_version,
+    load_bundle,
+    read_manifest,
+)
+from resources.durable_files import (
+    make_directory_durably,
+    remove_abandoned_drafts,
+    replace_durably,
+    sync_directory,
+    sync_tree,
+)
+from resources.model_log import CHAMPION, PROMOTED, ROLLED_BACK, LogEntry, ModelLog, ModelRecord
 
-CHAMPION = "champion"
-"""The model that serves; its versions are versions of the candidates."""
-CHALLENGER = "challenger"
-"""The best of the last training, which became champion unless it ranked worse than the former one."""
-TRAINED, PROMOTED, ROLLED_BACK = "trained", "promoted", "rolled back"
-"""Why a version became current."""
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """Which version of a model an audience has, and what is known of it.
-
-    Attributes:
-        audience: The audience.
-        model: `dnn`, `xgboost`, `logistic`, or the `champion`.
-        version: The bundle's content hash.
-        properties: Metrics, training set version, thresholds: scalars, lists and mappings of them.
-    """
-
-    audience: str
-    model: str
-    version: str
-    properties: Mapping[str, Any] = field(default_factory=dict)
-
-    def summary(self) -> dict[str, str]:
-        """Which model this is, as Dagster metadata."""
-        return {
-            "model": self.properties.get("model", self.model),
-            "model_version": self.version,
-            "vocabulary_hash": self.properties["vocabulary_hash"],
-        }
-
-
-@dataclass(frozen=True)
-class LogEntry:
-    """One entry of a model's log: a version became current.
-
-    Attributes:
-        number: Its place in the log, from 1.
-        record: The version, and what was known of it then.
-        reason: TRAINED, PROMOTED or ROLLED_BACK.
-        recorded_at: When, in UTC.
-        restores: Of a rollback, the number of the entry that it returned to.
-    """
-
-    number: int
-    record: ModelRecord
-    reason: str
-    recorded_at: datetime
-    restores: int | None = None
-
-    @property
-    def place(self) -> int:
-        """Where in the log the model stands since this entry: a rollback goes back, all else is the end."""
-        return self.number if self.restores is None else self.restores
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"recorded_at": self.recorded_at.isoformat()}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: bytes) -> "LogEntry":
-        plain = json.loads(text)
-        record, recorded_at = ModelRecord(**plain["record"]), datetime.fromisoformat(plain["recorded_at"])
-        return cls(**plain | {"record": record, "recorded_at": recorded_at})
+OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
+"""What the system answers where an equal bundle has just been put in its place, or a damaged one removed."""
 
 
 @dataclass(frozen=True)
@@ -109,60 +55,8 @@ class StoredBundle:
     content_hash: str
 
 
-class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Keeps `bundles/<audience>/<version>/`, `vocabularies/<hash>.json` and `log/<audience>/<model>/`."""
-
-    root: str = Field(description="Directory of bundles; a path that driver and executors share.")
-
-    # --- what there is ----------------------------------------------------------------------------
-
-    def audiences(self) -> list[str]:
-        """The audiences that have a model."""
-        return sorted(path.name for path in self._logs().glob("*") if self.models(path.name))
-
-    def models(self, audience: str) -> list[str]:
-        """The models an audience has."""
-        logs = (self._logs() / audience).glob("*")
-        return sorted(path.name for path in logs if self._numbers(audience, path.name))
-
-    def history(self, audience: str, model: str = CHAMPION) -> list[LogEntry]:
-        """The whole log of a model, newest entry first; empty where there is no such model."""
-        numbers = self._numbers(audience, model)
-        return [self._entry(audience, model, number) for number in reversed(numbers)]
-
-    def versions_of(self, audience: str, model: str = CHAMPION) -> list[LogEntry]:
-        """The versions a model ever had, each by its newest entry, newest first: the first is current."""
-        newest: dict[str, LogEntry] = {}
-        for entry in self.history(audience, model):
-            newest.setdefault(entry.record.version, entry)
-        return list(newest.values())
-
-    def current(self, audience: str, model: str) -> ModelRecord:
-        """What was recorded last.
-
-        Raises:
-            BundleError: The audience has no such model.
-        """
-        return self._newest(audience, model).record
-
-    def find(self, audience: str, model: str = CHAMPION, version: str | None = None) -> ModelRecord:
-        """What is known of a version of a model; of the current one where none is named.
-
-        Raises:
-            BundleError: No such audience, model or version; says which there are.
-        """
-        current = self.current(audience, model)
-        if version is None:
-            return current
-        for entry in self.history(audience, model):
-            if entry.record.version == version:
-                return entry.record
-        raise BundleError(
-            f"nothing is recorded of {model} {version} of {audience}",
-            found=self._all_versions(audience),
-            expected=version,
-            remedy="name one of these in full, with its model; a day that another one scored, score again",
-        )
+class ModelStore(ModelLog):
+    """Keeps `bundles/<audience>/<version>/` and `vocabularies/<hash>.json` beside the logs."""
 
     def was_chosen_by_hand(self, audience: str, version: str) -> bool:
         """Whether a champion serves, or served last, because a person promoted it or rolled back to it."""
@@ -188,7 +82,25 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._load(self.find(audience, model, version), threads)
 
     def bundle(self, record: ModelRecord) -> Path:
-        """The directory of a version.
+        """The directory of a version, each file of it read and found as it was recorded.
+
+        Raises:
+            BundleError: It is not there, or was changed.
+        """
+        ref = self.bundle_ref(record)
+        ref.verify()
+        return ref.path
+
+    def manifest(self, record: ModelRecord) -> BundleManifest:
+        """What a version says about itself, nothing verified: for lists.
+
+        Raises:
+            BundleError: The bundle is missing, or its manifest cannot be read.
+        """
+        return read_manifest(self.bundle_ref(record).path)
+
+    def bundle_ref(self, record: ModelRecord) -> BundleRef:
+        """Where a version is; who loads it verifies it.
 
         Raises:
             BundleError: It is not there.
@@ -201,7 +113,7 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 expected=str(path),
                 remedy="restore the directory, or train again",
             )
-        return path
+        return BundleRef(path, record.version)
 
     def describe(self, record: ModelRecord) -> StoredBundle:
         """What the directory of a version holds, each file read and hashed, whether right or not.
@@ -209,7 +121,7 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             BundleError: The bundle is missing, or its manifest cannot be read.
         """
-        path = self.bundle(record)
+        path = self.bundle_ref(record).path
         sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
         return StoredBundle(path, read_manifest(path), len(sizes), sum(sizes), bundle_version(path))
 
@@ -228,13 +140,16 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             The card's directory.
         """
         home = self.card(record)
+        remove_abandoned_drafts(home)
         for name, content in files.items():
-            _replace(home / name, content)
+            replace_durably(home / name, content)
         return home
 
     def checkpoint(self, audience: str, model: str) -> Path:
-        """Where a training keeps what it has reached, until it ends."""
-        return self._home() / "checkpoints" / audience / f"{model}.pt"
+        """Where a training keeps what it has reached, until it ends; what killed ones left half goes."""
+        checkpoint = self._home() / "checkpoints" / audience / f"{model}.pt"
+        remove_abandoned_drafts(checkpoint.parent)
+        return checkpoint
 
     def card(self, record: ModelRecord) -> Path:
         """The directory of a version's card; it is there once one was saved."""
@@ -257,21 +172,10 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             properties = write(draft)
             version = bundle_version(draft)
-            final = self._bundles(audience) / version
-            if not _is_intact(final, version):
-                shutil.rmtree(final, ignore_errors=True)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                draft.rename(final)
+            self._keep(draft, self._bundles(audience) / version)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return self.record(ModelRecord(audience, model, version, properties))
-
-    def record(self, record: ModelRecord) -> ModelRecord:
-        """Makes what was trained or chosen the audience's current `model`; what it replaces stays on record.
-
-        Recording what is current already changes nothing.
-        """
-        return self._record(record, TRAINED)
 
     def promote(
         self, audience: str, version: str, *, model: str = CHAMPION, by_precision: Collection[str]
@@ -331,11 +235,9 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Keeps a vocabulary under its hash and makes it the current one."""
         directory = self._vocabularies()
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = directory / f"{uuid.uuid4().hex}.tmp"
-        vocabulary.save(draft)
-        draft.replace(directory / f"{vocabulary.hash}.json")
-        _replace(directory / "current", vocabulary.hash)
+        remove_abandoned_drafts(directory)
+        replace_durably(directory / f"{vocabulary.hash}.json", vocabulary.to_json())
+        replace_durably(directory / "current", vocabulary.hash)
 
     def vocabulary(self, version: str | None = None) -> Vocabulary:
         """The vocabulary of a hash; the current one where none is named.
@@ -363,17 +265,32 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     # --- the details ------------------------------------------------------------------------------
 
+    def _keep(self, draft: Path, final: Path) -> None:
+        """Gives a bundle its place, unless an equal one has it; a damaged one makes way."""
+        sync_tree(draft)
+        make_directory_durably(final.parent)
+        while not _is_intact(final):
+            aside = draft.with_name(f"{draft.name}.damaged")
+            try:
+                if final.exists():
+                    final.rename(aside)
+                draft.rename(final)
+                break
+            except OSError as error:
+                if error.errno not in OVERTAKEN:
+                    raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        sync_directory(final.parent)
+
     def _load(self, record: ModelRecord, threads: int = 1) -> Scorer:
-        stored = self.describe(record)
-        if stored.content_hash != record.version:
-            raise BundleError(
-                f"bundle {record.version} of {record.audience} is damaged: its content has another hash",
-                found=stored.content_hash,
-                expected=f"{record.version}, in {stored.path}",
-                remedy="restore the directory, name another version, or train again",
-            )
-        vocabulary_hash = record.properties.get("vocabulary_hash")
-        return load_bundle(stored.path, expected_vocabulary_hash=vocabulary_hash, threads=threads)
+        ref, vocabulary_hash = self.bundle_ref(record), record.properties.get("vocabulary_hash")
+        return load_bundle(
+            ref.path,
+            expected_version=ref.version,
+            expected_vocabulary_hash=vocabulary_hash,
+            threads=threads,
+        )
 
     def _promotable(self, audience: str, version: str, model: str) -> ModelRecord:
         """The newest record of a version, as it is to be recorded of `model`."""
@@ -415,129 +332,15 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 "segments asked for now; or ask for these by top_fraction or size",
             )
 
-    def _before(self, current: LogEntry) -> LogEntry:
-        """What a rollback returns to: the last entry before with another version."""
-        audience, model, version = current.record.audience, current.record.model, current.record.version
-        place = current.place
-        while place > 1:
-            entry = self._entry(audience, model, place - 1)
-            if entry.record.version != version:
-                return entry
-            place = entry.place  # past what was rolled back from
-        since = self._entry(audience, model, current.place).recorded_at
-        raise BundleError(
-            f"audience {audience} had no {model} before {version}",
-            found=f"nothing earlier than {since:%Y-%m-%d %H:%M} UTC that was not rolled back",
-            expected="another version to return to",
-            remedy="promote a version by name, or train again",
-        )
-
-    def _record(self, record: ModelRecord, reason: str) -> ModelRecord:
-        while True:
-            numbers = self._numbers(record.audience, record.model)
-            if numbers and self._entry(record.audience, record.model, numbers[-1]).record == record:
-                return record
-            number = numbers[-1] + 1 if numbers else 1
-            if self._append(LogEntry(number, record, reason, datetime.now(UTC))):
-                return record
-
-    def _append(self, entry: LogEntry) -> bool:
-        """Writes an entry whole or not at all; False where another one has taken its number."""
-        final = self._log(entry.record.audience, entry.record.model) / f"{entry.number:06}.json"
-        final.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._drafts() / f"{uuid.uuid4().hex}.json"
-        try:
-            _write_durably(draft, entry.to_json())
-            os.link(draft, final)  # unlike a rename, it never replaces, on NFS neither
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink(missing_ok=True)
-        return True
-
-    def _newest(self, audience: str, model: str) -> LogEntry:
-        numbers = self._numbers(audience, model)
-        if not numbers:
-            raise self._unknown(audience, model)
-        return self._entry(audience, model, numbers[-1])
-
-    def _entry(self, audience: str, model: str, number: int) -> LogEntry:
-        path = self._log(audience, model) / f"{number:06}.json"
-        try:
-            return LogEntry.from_json(path.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"entry {number} in the log of {model} of {audience} cannot be read",
-                found=repr(error),
-                expected=f"what this project wrote to {path}",
-                remedy="restore the file from a backup",
-            ) from error
-
-    def _numbers(self, audience: str, model: str) -> list[int]:
-        stems = (path.stem for path in self._log(audience, model).glob("*.json"))
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
-
-    def _unknown(self, audience: str, model: str) -> BundleError:
-        has = self.models(audience)
-        return BundleError(
-            f"audience {audience} has no {model} model",
-            found=has or f"no model at all in {self._home()}, which has audiences {self.audiences()}",
-            expected=model,
-            remedy="run the training job first, or name one that there is",
-        )
-
-    def _all_versions(self, audience: str) -> str:
-        versions = {
-            model: [e.record.version for e in self.versions_of(audience, model)]
-            for model in self.models(audience)
-        }
-        return (
-            "; ".join(f"{model}: {_abridged(each)}" for model, each in versions.items()) or "no model at all"
-        )
-
-    def _home(self) -> Path:
-        return Path(self.root).absolute()
-
-    def _drafts(self) -> Path:
-        drafts = self._home() / "drafts"
-        drafts.mkdir(parents=True, exist_ok=True)
-        return drafts
-
     def _vocabularies(self) -> Path:
         return self._home() / "vocabularies"
 
     def _bundles(self, audience: str) -> Path:
         return self._home() / "bundles" / audience
 
-    def _logs(self) -> Path:
-        return self._home() / "log"
 
-    def _log(self, audience: str, model: str) -> Path:
-        return self._logs() / audience / model
-
-
-def _is_intact(directory: Path, version: str) -> bool:
+def _is_intact(bundle: Path) -> bool:
     try:
-        return bundle_version(directory) == version
-    except BundleError:  # there is none
+        return bundle_version(bundle) == bundle.name
+    except (BundleError, OSError):  # there is none, or another training is putting one in its place
         return False
-
-
-def _replace(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    _write_durably(draft, content)
-    draft.replace(path)
-
-
-def _write_durably(path: Path, content: str | bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _abridged(versions: Sequence[str], most: int = 6) -> str:
-    if len(versions) <= most:
-        return ", ".join(versions)
-    return f"{', '.join(versions[:most])}, … ({len(versions)} in all)"

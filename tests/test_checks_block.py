@@ -20,7 +20,8 @@ from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabula
 from pipelines.steps.project import FolderDestination
 from resources.destinations import Delivery, Destinations, Published
 from resources.lake import Lake, Partition
-from resources.model_store import ModelRecord, ModelStore
+from resources.model_log import ModelRecord
+from resources.model_store import ModelStore
 from tests.small_project import (
     AUDIENCES,
     SCORED_DAY,

@@ -1,5 +1,6 @@
 """A bundle comes back as it was written, scores every row alike, and refuses to guess."""
 
+import errno
 import json
 import pickletools
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.steps.blend_model import BlendedModel
 from pipelines.steps.dnn_model import DnnConfig, TrainedDnn
 from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import BundleError
@@ -236,6 +238,54 @@ def test_a_bundle_that_is_not_there_is_refused(tmp_path: Path) -> None:
         load_bundle(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="no bundle at"):
         bundle_version(tmp_path / "nowhere")
+
+
+def test_a_bundle_of_the_version_expected_is_loaded(dnn_bundle: Path) -> None:
+    loaded = load_bundle(dnn_bundle, expected_version=bundle_version(dnn_bundle))
+    assert loaded.manifest == read_manifest(dnn_bundle)
+
+
+@pytest.mark.parametrize("file", ["bundle.json", "weights.safetensors", "vocabulary.json"])
+def test_a_bundle_of_another_version_than_expected_is_refused(dnn_bundle: Path, file: str) -> None:
+    version = bundle_version(dnn_bundle)
+    content = (dnn_bundle / file).read_bytes()
+    (dnn_bundle / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BundleError) as raised:
+        load_bundle(dnn_bundle, expected_version=version)
+    assert str(raised.value) == (
+        f"bundle {dnn_bundle} was changed since it was recorded: its content has another hash\n"
+        f"  found:    version {bundle_version(dnn_bundle)}\n"
+        f"  expected: version {version}\n"
+        "  remedy:   restore the directory, name another version, or train again"
+    )
+
+
+def test_a_blend_one_of_whose_members_was_changed_is_refused(
+    tmp_path: Path, models: dict[str, TrainedModel]
+) -> None:
+    members = {name: tmp_path / name for name in ["dnn", "logistic"]}
+    for name, directory in members.items():
+        write(directory, models[name])
+    write(tmp_path / "blend", BlendedModel(members))
+    version = bundle_version(tmp_path / "blend")
+    load_bundle(tmp_path / "blend", expected_version=version)
+    manifest = tmp_path / "blend" / "members" / "dnn" / "bundle.json"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    with pytest.raises(BundleError, match="its content has another hash"):
+        load_bundle(tmp_path / "blend", expected_version=version)
+
+
+def test_a_bundle_whose_file_cannot_be_read_is_refused(
+    dnn_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = bundle_version(dnn_bundle)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    with pytest.raises(BundleError, match=f"(?s)bundle {dnn_bundle} cannot be read.*Input/output error"):
+        load_bundle(dnn_bundle, expected_version=version)
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "vocabulary.json"])

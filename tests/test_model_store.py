@@ -1,6 +1,8 @@
 """The model store: versions are kept for good, and what serves is said explicitly."""
 
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,8 +18,9 @@ import torch
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
-from pipelines.steps.model_bundle import load_bundle, write_bundle
-from resources.model_store import ModelRecord, ModelStore, StoredBundle
+from pipelines.steps.model_bundle import BundleRef, load_bundle, write_bundle
+from resources.model_log import ModelRecord
+from resources.model_store import ModelStore
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b")),))
 
@@ -54,6 +57,11 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+
+
+def age(path: Path, hours: float) -> None:
+    written = time.time() - hours * 3600
+    os.utime(path, (written, written))
 
 
 # --- bundles and records --------------------------------------------------------------------------
@@ -122,6 +130,60 @@ def test_a_bundle_that_fails_to_be_written_leaves_no_trace(store: ModelStore) ->
         store.add("buyers", "dnn", write_half)
     assert store.current("buyers", "dnn") == first
     assert store.versions("buyers") == [first.version]
+    assert list((Path(store.root) / "drafts").iterdir()) == []
+
+
+def test_drafts_that_nobody_finished_go_with_a_later_write(store: ModelStore) -> None:
+    """They are what kills leave: of bundles, log entries, vocabularies and checkpoints."""
+    root = Path(store.root)
+    bundle_draft, young = root / "drafts" / "0" / "weights.safetensors", root / "drafts" / "1.json"
+    abandoned = [
+        root / "drafts" / "2.json",
+        root / "vocabularies" / "3.tmp",
+        root / "vocabularies" / "current.4.tmp",
+        root / "checkpoints" / "buyers" / "dnn.pt.tmp",
+        root / "cards" / "buyers" / "0123" / "card.md.5.tmp",
+    ]
+    for path in [bundle_draft, young, *abandoned]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    for path in [bundle_draft, bundle_draft.parent, *abandoned]:
+        age(path, hours=25)
+    store.add("buyers", "dnn", bundle(0.0))
+    store.save_vocabulary(VOCABULARY)
+    store.checkpoint("buyers", "dnn")
+    store.save_card(ModelRecord("buyers", "dnn", "0123"), {"card.md": b"card"})
+    assert [path for path in [bundle_draft, *abandoned] if path.exists()] == []
+    assert list((root / "drafts").iterdir()) == [young]
+
+
+def test_a_bundle_is_on_disk_before_it_is_recorded(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").resolve().name))
+    version = store.add("buyers", "dnn", bundle(0.0)).version
+    kept, recorded = synced.index("buyers", synced.index("bundle.json")), len(synced) - 1
+    assert {"bundle.json", "vocabulary.json", "weights.safetensors"} <= set(synced[:kept])
+    assert synced[recorded] == "dnn"  # the log's directory
+    assert kept < recorded
+    assert store.versions("buyers") == [version]
+
+
+def test_equal_bundles_added_at_once_are_kept_once(store: ModelStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(lambda _: store.add("buyers", "dnn", bundle(0.0)), range(16)))
+    assert len({record.version for record in records}) == 1
+    assert store.describe(records[0]).content_hash == records[0].version
+    assert list((Path(store.root) / "drafts").iterdir()) == []
+
+
+def test_a_damaged_bundle_is_mended_by_many_at_once(store: ModelStore) -> None:
+    record = store.add("buyers", "dnn", bundle(0.0))
+    damage(store.bundle(record) / "weights.safetensors")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: store.add("buyers", "dnn", bundle(0.0)), range(16)))
+    assert store.describe(record).content_hash == record.version
     assert list((Path(store.root) / "drafts").iterdir()) == []
 
 
@@ -198,21 +260,42 @@ def test_an_error_names_the_newest_of_many_versions(store: ModelStore) -> None:
 def test_a_damaged_bundle_is_not_loaded(store: ModelStore, file: str) -> None:
     record = champion(store, 0.0)
     damage(store.bundle(record) / file)
-    with pytest.raises(BundleError, match=r"damaged|cannot be read"):
+    with pytest.raises(BundleError, match="its content has another hash"):
         store.load("buyers")
+
+
+@pytest.mark.parametrize("file", ["bundle.json", "vocabulary.json", "weights.safetensors"])
+def test_a_damaged_bundle_is_not_handed_out(store: ModelStore, file: str) -> None:
+    record = champion(store, 0.0)
+    path = store.bundle(record)
+    damage(path / file)
+    with pytest.raises(BundleError) as raised:
+        store.bundle(record)
+    assert (
+        raised.value.what == f"bundle {path} was changed since it was recorded: its content has another hash"
+    )
+
+
+def test_a_bundle_is_named_with_the_version_that_is_recorded(store: ModelStore) -> None:
+    record = champion(store, 0.0)
+    ref = store.bundle_ref(record)
+    assert ref == BundleRef(store.bundle(record), record.version)
+    damage(ref.path / "weights.safetensors")
+    assert store.bundle_ref(record) == ref
 
 
 def test_a_bundle_under_another_ones_name_is_not_loaded(store: ModelStore) -> None:
     """Each file of it is right, so only the hash of them all can tell."""
     first, second = champion(store, 0.0), champion(store, 1.0)
-    shutil.rmtree(store.bundle(second))
-    shutil.copytree(store.bundle(first), store.root + f"/bundles/buyers/{second.version}")
+    place = store.bundle(second)
+    shutil.rmtree(place)
+    shutil.copytree(store.bundle(first), place)
     with pytest.raises(BundleError) as raised:
         store.load("buyers")
     assert str(raised.value) == (
-        f"bundle {second.version} of buyers is damaged: its content has another hash\n"
-        f"  found:    {first.version}\n"
-        f"  expected: {second.version}, in {store.bundle(second)}\n"
+        f"bundle {place} was changed since it was recorded: its content has another hash\n"
+        f"  found:    version {first.version}\n"
+        f"  expected: version {second.version}\n"
         "  remedy:   restore the directory, name another version, or train again"
     )
 
@@ -440,7 +523,7 @@ def test_a_rollback_skips_earlier_records_of_the_same_version(store: ModelStore)
 def test_a_rollback_to_a_damaged_version_is_refused(store: ModelStore) -> None:
     first, second = champion(store, 0.0), champion(store, 1.0)
     damage(store.bundle(first) / "weights.safetensors")
-    with pytest.raises(BundleError, match=f"bundle {first.version} of buyers is damaged"):
+    with pytest.raises(BundleError, match=f"bundle .*/buyers/{first.version} was changed"):
         store.rollback("buyers", by_precision=[])
     assert store.current("buyers", "champion") == second
 
@@ -457,9 +540,9 @@ def test_a_training_that_ends_during_a_rollback_is_not_undone(store: ModelStore)
     _, bad = champion(store, 0.0), champion(store, 1.0)
 
     class Overtaken(ModelStore):
-        def describe(self, record: ModelRecord) -> StoredBundle:
+        def bundle_ref(self, record: ModelRecord) -> BundleRef:
             newer.append(champion(store, 2.0))
-            return super().describe(record)
+            return super().bundle_ref(record)
 
     newer: list[ModelRecord] = []
     with pytest.raises(BundleError) as raised:
@@ -480,6 +563,14 @@ def test_the_vocabulary_saved_last_is_the_current_one(store: ModelStore) -> None
     assert store.vocabulary() == longer
     kept = {path.name for path in (Path(store.root) / "vocabularies").iterdir()}
     assert kept == {f"{VOCABULARY.hash}.json", f"{longer.hash}.json", "current"}
+
+
+def test_vocabularies_saved_at_once_leave_one_of_them_current(store: ModelStore) -> None:
+    vocabularies = [Vocabulary((FieldVocabulary("apps", 3, (str(token),)),)) for token in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(store.save_vocabulary, vocabularies))
+    assert store.vocabulary() in vocabularies
+    assert len(list((Path(store.root) / "vocabularies").iterdir())) == 9
 
 
 def test_before_the_first_fit_there_is_no_vocabulary(store: ModelStore) -> None:

@@ -24,7 +24,8 @@ from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
 from pipelines.steps.model_bundle import write_bundle
 from pipelines.steps.project_files import load_project
 from resources.lake import Lake
-from resources.model_store import ModelRecord, ModelStore
+from resources.model_log import ModelRecord
+from resources.model_store import ModelStore
 from resources.spark import Spark
 from tests.conftest import Frame
 

@@ -1,8 +1,9 @@
 """Scoring on Spark: equal to scoring in process, whatever the partitions, for every audience in one pass."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,11 @@ import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
 
+from pipelines.steps.calibration import Calibration
 from pipelines.steps.dnn_model import AudienceNet
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import load_bundle, write_bundle
+from pipelines.steps.model_bundle import BundleRef, bundle_version, load_bundle, write_bundle
 from pipelines.steps.predictions import (
     MAX_PARITY_DIFFERENCE,
     compare_with_local,
@@ -23,6 +25,7 @@ from pipelines.steps.predictions import (
     score_files,
     worker_threads,
 )
+from resources.lake import Lake
 from tests.conftest import Frame
 from tests.test_row_groups import alter_last_byte
 
@@ -294,6 +297,100 @@ def test_a_bundle_that_is_missing_is_refused_before_any_row_is_read(
         score_devices(tokens, {"buyers": tmp_path / "nowhere"})
     with pytest.raises(BundleError, match="there is no bundle at"):
         score_files(spark, [unreadable], {"buyers": tmp_path / "nowhere"})
+
+
+def replace_in(file: str, old: bytes, new: bytes) -> Callable[[Path], None]:
+    def alter(directory: Path) -> None:
+        path = directory / file
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+
+    return alter
+
+
+def alter_weights(directory: Path) -> None:
+    path = directory / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+TAMPERED: Mapping[str, Callable[[Path], object]] = {
+    "a metric": replace_in("bundle.json", b"0.7", b"0.8"),
+    "a calibration": replace_in("bundle.json", b"-2.5", b"22.5"),
+    "half a manifest": lambda directory: (directory / "bundle.json").write_text("{"),
+    "no manifest": lambda directory: (directory / "bundle.json").unlink(),
+    "the vocabulary": replace_in("vocabulary.json", b"pixel", b"pixie"),
+    "the weights": alter_weights,
+    "no weights": lambda directory: (directory / "weights.safetensors").unlink(),
+    "a file more": lambda directory: (directory / "weights.new").write_text(""),
+}
+
+
+@pytest.fixture
+def champion(tmp_path: Path) -> BundleRef:
+    """A calibrated bundle, as it was recorded."""
+    directory = tmp_path / "champion"
+    calibration = Calibration("platt", (-1.0, 1.0), (-2.5, 3.0))
+    write_bundle(
+        directory,
+        Network(VOCABULARY, seed=1),
+        VOCABULARY,
+        training_days=["2025-01-31"],
+        code_version="test",
+        metrics={"test": {"auc": 0.7}},
+        calibration=calibration,
+    )
+    return BundleRef(directory, bundle_version(directory))
+
+
+@pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
+def test_a_bundle_that_was_changed_is_refused_before_any_row_is_read(
+    spark: SparkSession,
+    tokens: DataFrame,
+    champion: BundleRef,
+    tmp_path: Path,
+    tamper: Callable[[Path], None],
+) -> None:
+    unreadable = tmp_path / "tokens.parquet"
+    unreadable.write_bytes(b"no Parquet")
+    score_devices(tokens, {"buyers": champion})  # so that it is loaded already, and right
+    tamper(champion.path)
+    with pytest.raises(BundleError) as raised:
+        score_files(spark, [unreadable], {"buyers": champion})
+    assert str(champion.path) in str(raised.value)
+    with pytest.raises(BundleError):
+        score_devices(tokens, {"buyers": champion})
+    with pytest.raises(BundleError):
+        worker_threads(spark, {"buyers": champion})
+
+
+def test_a_bundle_changed_where_a_worker_reads_it_fails_the_job_and_the_former_predictions_stay(
+    spark: SparkSession, tokens: DataFrame, champion: BundleRef, tmp_path: Path
+) -> None:
+    """The driver finds it right; the worker, which may see another copy of the directory, does not."""
+    lake = Lake(root=str(tmp_path / "lake"))
+    pq.write_table(tokens.toArrow(), tmp_path / "tokens.parquet")
+    former = pa.table({"audience": ["buyers"], "device_id": ["a"], "day": [DAY], "probability": [0.5]})
+    key, by = f"buyers/{DAY}", ["audience", "day"]
+    rows: Any = former  # Spark's types do not know that it takes one
+    written = lake.write(spark.createDataFrame(rows), "predictions", by=by, keys=[key])
+    predictions = score_files(spark, [tmp_path / "tokens.parquet"], {"buyers": champion})
+    TAMPERED["a calibration"](champion.path)
+    found = bundle_version(champion.path)
+    with pytest.raises(Exception, match=f"(?s)bundle {champion.path} .*{found}.*{champion.version}"):
+        lake.write(predictions, "predictions", by=by, keys=[key])
+    assert lake.partition("predictions", key) == written[key]
+    assert lake.read(spark, "predictions", [key]).toArrow().to_pylist() == former.to_pylist()
+
+
+def test_a_bundle_given_by_its_directory_alone_is_pinned_as_the_driver_finds_it(
+    spark: SparkSession, tokens: DataFrame, champion: BundleRef, tmp_path: Path
+) -> None:
+    pq.write_table(tokens.toArrow(), tmp_path / "tokens.parquet")
+    predictions = score_files(spark, [tmp_path / "tokens.parquet"], {"buyers": champion.path})
+    alter_weights(champion.path)
+    with pytest.raises(Exception, match=f"expected: version {champion.version}"):
+        predictions.toArrow()
 
 
 def test_a_field_that_is_missing_is_refused_before_any_row_is_read(

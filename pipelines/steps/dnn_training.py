@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from pipelines.steps.dnn_checkpoint import Checkpoint, State
 from pipelines.steps.dnn_model import (
     AudienceNet,
     DnnConfig,
@@ -156,7 +157,8 @@ def train_dnn(
         config: How.
         progress: Called after every epoch.
         checkpoint: A file that each epoch is saved to; where it holds a part of this very training,
-            the rest follows it, with the same result as uninterrupted. Removed at the end.
+            the rest follows it, with the same result as uninterrupted. Removed at the end. Where it
+            cannot be read or written, the training warns and does without it.
 
     Raises:
         TrainingError: The rows are not trainable, or the loss is not finite.
@@ -170,8 +172,7 @@ def train_dnn(
         runs = []
         start = _warm_start(train, config, sum(vocabulary_sizes.values()))
         for member in range(1, config.members + 1):
-            run = _MemberRun(member, config, list(vocabulary_sizes.values()), start)
-            run.resume(saved)
+            run = _MemberRun.resumed(member, config, list(vocabulary_sizes.values()), start, saved)
             while not run.finished:
                 report = run.epoch(train, validation)
                 progress(report)
@@ -343,8 +344,10 @@ class _MemberRun:
         ]
         return torch.sigmoid(torch.cat(logits)).cpu().numpy()
 
-    def save(self, checkpoint: "Checkpoint") -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
         """What the rest of the training depends on; of a finished member, only its result."""
+        if self.ranks.rank > 0:
+            return
         state: dict[str, Any] = {
             "curve": [asdict(report) for report in self.curve],
             "best": (self.best_auc, self.best_epoch, self.best_state),
@@ -362,16 +365,34 @@ class _MemberRun:
                 state["cuda_random"] = torch.cuda.get_rng_state()
         checkpoint.save(self.member, state)
 
-    def resume(self, checkpoint: "Checkpoint") -> None:
-        state = checkpoint.state_of(self.member)
+    @classmethod
+    def resumed(
+        cls,
+        member: int,
+        config: DnnConfig,
+        vocabulary_sizes: Sequence[int],
+        start: np.ndarray | None,
+        checkpoint: Checkpoint,
+    ) -> "_MemberRun":
+        """The training of a member where its checkpoint left it; from its beginning, where there is none."""
+        run, state = cls(member, config, vocabulary_sizes, start), checkpoint.state_of(member)
         if state is None:
-            return
+            return run
+        try:
+            run._take_up(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            checkpoint.distrust(error)
+            return cls(member, config, vocabulary_sizes, start)  # the other one is restored in part
+        return run
+
+    def _take_up(self, state: State) -> None:
         self.curve = [EpochReport(**report) for report in state["curve"]]
-        self.best_auc, self.best_epoch, self.best_state = state["best"]
+        self.best_auc, self.best_epoch, best = state["best"]
+        self.best_state = self._restored(best)
         if self.finished:
             return
         self.network.load_state_dict(state["network"])
-        self.averaged = {name: tensor.to(self.device) for name, tensor in state["averaged"].items()}
+        self.averaged = self._restored(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
         self.random.bit_generator.state = state["numpy_random"]
@@ -379,44 +400,19 @@ class _MemberRun:
         if self.device == "cuda":
             torch.cuda.set_rng_state(state["cuda_random"])
 
-
-class Checkpoint:
-    """The state of a training in one file, replaced as a whole after every epoch.
-
-    Args:
-        path: The file; None keeps nothing.
-        fingerprint: Of the rows and settings; a file of another training is not resumed from.
-    """
-
-    def __init__(self, path: Path | None, fingerprint: str) -> None:
-        self._path, self._fingerprint = path, fingerprint
-        self._members: dict[int, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            if found["fingerprint"] == fingerprint:
-                self._members = found["members"]
-
-    def state_of(self, member: int) -> dict[str, Any] | None:
-        return self._members.get(member)
-
-    def save(self, member: int, state: dict[str, Any]) -> None:
-        if self._path is None or _Ranks.current().rank > 0:
-            return
-        self._members[member] = state
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f"{self._path.name}.tmp")
-        torch.save({"fingerprint": self._fingerprint, "members": self._members}, draft)
-        draft.replace(self._path)
-
-    def remove(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    def _restored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        expected = {name: parameter.shape for name, parameter in self.network.named_parameters()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if found != expected:
+            raise ValueError(f"tensors {found}, not {expected}")
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
 
 def _fingerprint(
     config: DnnConfig, vocabulary_sizes: Mapping[str, int], train: Rows, validation: Rows
 ) -> str:
-    content = hashlib.sha256(repr((config, dict(vocabulary_sizes), torch.__version__)).encode())
+    machine = _device(config.device), torch.__version__
+    content = hashlib.sha256(repr((config, dict(vocabulary_sizes), *machine)).encode())
     content.update(train.fingerprint())
     content.update(validation.fingerprint())
     return content.hexdigest()

@@ -214,7 +214,7 @@ class Vocabulary:
     @cached_property
     def hash(self) -> str:
         """sha256 over names, lengths and tokens; two vocabularies are equal iff their hashes are."""
-        return hashlib.sha256(self._canonical()).hexdigest()
+        return hashlib.sha256(self.to_json()).hexdigest()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -250,7 +250,7 @@ class Vocabulary:
         return {field.name: field.encode(batch.column(field.name)) for field in self.fields}
 
     def save(self, path: Path) -> None:
-        path.write_bytes(self._canonical())
+        path.write_bytes(self.to_json())
 
     @classmethod
     def load(cls, path: Path, *, expected_hash: str | None = None) -> "Vocabulary":
@@ -280,7 +280,8 @@ class Vocabulary:
             )
         return vocabulary
 
-    def _canonical(self) -> bytes:
+    def to_json(self) -> bytes:
+        """Canonical: equal vocabularies are equal bytes."""
         fields = [{"name": f.name, "max_length": f.max_length, "tokens": f.tokens} for f in self.fields]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -167,6 +167,51 @@ def bundle_version(directory: Path) -> str:
     return content.hexdigest()[:VERSION_CHARACTERS]
 
 
+@dataclass(frozen=True)
+class BundleRef:
+    """One version of a bundle, and where it is: what is found there must have its hash.
+
+    Attributes:
+        path: The directory, readable wherever it is scored with.
+        version: The version recorded.
+    """
+
+    path: Path
+    version: str
+
+    @classmethod
+    def of(cls, bundle: "BundleRef | Path") -> "BundleRef":
+        """The version named; of a directory alone, the one that it holds now.
+
+        Raises:
+            BundleError: There is no bundle.
+        """
+        return bundle if isinstance(bundle, BundleRef) else cls(bundle, bundle_version(bundle))
+
+    def verify(self) -> None:
+        """Reads and hashes every file.
+
+        Raises:
+            BundleError: The bundle is missing or cannot be read, or any file is not as it was recorded.
+        """
+        try:
+            found = bundle_version(self.path)
+        except OSError as error:
+            raise BundleError(
+                f"bundle {self.path} cannot be read",
+                found=str(error),
+                expected=f"version {self.version}",
+                remedy="restore the directory, name another version, or train again",
+            ) from error
+        if found != self.version:
+            raise BundleError(
+                f"bundle {self.path} was changed since it was recorded: its content has another hash",
+                found=f"version {found}",
+                expected=f"version {self.version}",
+                remedy="restore the directory, name another version, or train again",
+            )
+
+
 def read_manifest(directory: Path) -> BundleManifest:
     """What a bundle says about itself, without its weights.
 
@@ -196,11 +241,18 @@ def read_manifest(directory: Path) -> BundleManifest:
     return manifest
 
 
-def load_bundle(directory: Path, *, expected_vocabulary_hash: str | None = None, threads: int = 1) -> Scorer:
+def load_bundle(
+    directory: Path,
+    *,
+    expected_version: str | None = None,
+    expected_vocabulary_hash: str | None = None,
+    threads: int = 1,
+) -> Scorer:
     """Loads a bundle, ready to score. Everything that can be refused is refused here.
 
     Args:
         directory: The bundle.
+        expected_version: The version recorded, where it is known: every file is hashed then.
         expected_vocabulary_hash: Of the vocabulary that encoded the rows to score, where known.
         threads: Threads that one call of `score` may use.
 
@@ -208,6 +260,8 @@ def load_bundle(directory: Path, *, expected_vocabulary_hash: str | None = None,
         BundleError: A file is missing or damaged, the format version, engine or architecture is
             unknown, or vocabulary, weights and manifest do not belong together.
     """
+    if expected_version is not None:
+        BundleRef(directory, expected_version).verify()
     manifest = read_manifest(directory)
     engine = _engine(manifest.engine, directory)
     if expected_vocabulary_hash is not None and manifest.vocabulary_hash != expected_vocabulary_hash:
@@ -227,7 +281,7 @@ def load_bundle(directory: Path, *, expected_vocabulary_hash: str | None = None,
             expected=fields_of(vocabulary),
             remedy="restore the bundle, or train again",
         )
-    weights_hash = _sha256(weights)
+    weights_hash = manifest.weights_sha256 if expected_version is not None else _sha256(weights)
     if weights_hash != manifest.weights_sha256:
         raise BundleError(
             f"the weights of bundle {directory} do not match their hash",

@@ -20,7 +20,7 @@ from pipelines.steps.feature_vocabulary import (
     Ragged,
     Vocabulary,
 )
-from pipelines.steps.model_bundle import Scorer, load_bundle
+from pipelines.steps.model_bundle import BundleRef, Scorer, load_bundle
 from pipelines.steps.row_groups import ROWS_PER_TASK, list_row_groups, pack, read_row_group, require_columns
 from pipelines.steps.scoring_threads import count_threads, limit_threads, require_threads
 
@@ -40,26 +40,27 @@ OUTPUT_ROWS = 32_768
 
 
 @lru_cache(maxsize=32)
-def load_bundle_once(directory: Path, threads: int = 1) -> Scorer:
-    """A bundle, loaded once per worker process: the directory of a version never changes."""
-    return load_bundle(directory, threads=threads)
+def load_bundle_once(bundle: BundleRef, threads: int = 1) -> Scorer:
+    """A bundle, loaded and verified once per worker process: the directory of a version never changes."""
+    return load_bundle(bundle.path, expected_version=bundle.version, threads=threads)
 
 
 def score_devices(
-    feature_tokens: DataFrame, bundles: Mapping[str, Path], *, threads: int | None = None
+    feature_tokens: DataFrame, bundles: Mapping[str, BundleRef | Path], *, threads: int | None = None
 ) -> DataFrame:
     """Scores every row of any frame for every audience: tokens → ids → probabilities, without a shuffle.
 
     Args:
         feature_tokens: `device_id`, `day` and the fields' tokens.
-        bundles: Audience → directory of its champion's bundle, readable by driver and executors.
+        bundles: Audience → its champion's bundle; of a directory alone, the version that the driver finds.
         threads: Threads of each task; `spark.task.cpus` where none are named.
 
     Returns:
         `audience`, `device_id`, `day`, `probability` (float32 in [0, 1]); one row per audience and input row.
 
     Raises:
-        BundleError: A bundle is missing or damaged.
+        BundleError: A bundle is missing, damaged or not the version named. In the job, wrapped by Spark's
+            own error: where a worker finds another content than the driver.
         DataError: The rows lack a field of a bundle.
     """
     score = _Score.planned(feature_tokens.sparkSession, bundles, threads)
@@ -75,7 +76,7 @@ def score_devices(
 def score_files(
     spark: SparkSession,
     files: Sequence[Path],
-    bundles: Mapping[str, Path],
+    bundles: Mapping[str, BundleRef | Path],
     *,
     threads: int | None = None,
     rows_per_task: int = ROWS_PER_TASK,
@@ -87,12 +88,12 @@ def score_files(
     Args:
         spark: The session.
         files: Files of `feature_tokens`, readable by driver and executors.
-        bundles: Audience → directory of its champion's bundle, readable by driver and executors.
+        bundles: Audience → its champion's bundle; of a directory alone, the version that the driver finds.
         threads: Threads of each task; `spark.task.cpus` where none are named.
         rows_per_task: Smaller row groups are read by one task, up to this many rows.
 
     Raises:
-        BundleError: A bundle is missing or damaged.
+        BundleError: As for `score_devices`.
         DataError: A file cannot be read, or lacks a field of a bundle. In the job, wrapped by Spark's own
             error: a row group cannot be read; the message names it.
     """
@@ -107,13 +108,13 @@ def score_files(
 
 
 def worker_threads(
-    spark: SparkSession, bundles: Mapping[str, Path], *, threads: int | None = None
+    spark: SparkSession, bundles: Mapping[str, BundleRef | Path], *, threads: int | None = None
 ) -> dict[str, int]:
     """Library → threads, counted in a worker that has loaded the bundles; what every task asserts of itself.
 
     Raises:
-        BundleError: A bundle is missing or damaged. In the job, wrapped by Spark's own error: a library
-            would use more threads than asked for.
+        BundleError: As for `score_devices`; or, wrapped by Spark's own error, a library would use more
+            threads than asked for.
     """
     score = _Score.planned(spark, bundles, threads)
 
@@ -130,23 +131,28 @@ def worker_threads(
 class _Score:
     """What each task does to its tables of feature tokens; sent to the workers."""
 
-    bundles: Mapping[str, str]
+    bundles: Mapping[str, BundleRef]
     columns: tuple[str, ...]
     threads: int
 
     @classmethod
-    def planned(cls, spark: SparkSession, bundles: Mapping[str, Path], threads: int | None) -> "_Score":
+    def planned(
+        cls, spark: SparkSession, bundles: Mapping[str, BundleRef | Path], threads: int | None
+    ) -> "_Score":
         """Refuses what cannot be scored before any row is read."""
         if threads is None:
             threads = int(spark.conf.get("spark.task.cpus", "1") or 1)
-        loaded = [load_bundle_once(Path(path), threads) for path in bundles.values()]
+        refs = {audience: BundleRef.of(bundle) for audience, bundle in bundles.items()}
+        for ref in refs.values():
+            ref.verify()  # again where it is loaded already: workers load it from the directory as it is now
+        loaded = [load_bundle_once(ref, threads) for ref in refs.values()]
         fields = dict.fromkeys(field.name for scorer in loaded for field in scorer.vocabulary.fields)
-        return cls({a: str(path) for a, path in bundles.items()}, ("device_id", "day", *fields), threads)
+        return cls(refs, ("device_id", "day", *fields), threads)
 
     def ready(self) -> dict[str, Scorer]:
         """The scorers of each audience, in a worker that uses no more threads than it may."""
         loaded_before = load_bundle_once.cache_info().misses
-        scorers = {a: load_bundle_once(Path(path), self.threads) for a, path in self.bundles.items()}
+        scorers = {a: load_bundle_once(bundle, self.threads) for a, bundle in self.bundles.items()}
         if load_bundle_once.cache_info().misses > loaded_before:
             # Spark's daemon collects garbage after every task; not all of the bundles again
             gc.collect()
