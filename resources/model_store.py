@@ -474,6 +474,15 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _unknown(self, audience: str, model: str) -> BundleError:
         has = self.models(audience)
+        if model == CHAMPION and CHALLENGER in has:
+            promotion = self.current(audience, CHALLENGER).properties.get("promotion", {})
+            return BundleError(
+                f"audience {audience} has no champion: no model trained so far was good enough to serve",
+                found=promotion.get("reason", "a challenger that was not promoted"),
+                expected="a model that is better than chance on the devices kept for promotion",
+                remedy="do what is found asks for and run the training job again; or promote a version "
+                f"with `python -m pipelines.models promote {audience} VERSION`",
+            )
         return BundleError(
             f"audience {audience} has no {model} model",
             found=has or f"no model at all in {self._home()}, which has audiences {self.audiences()}",
