@@ -21,6 +21,7 @@ from pipelines.steps.champion_model import (
     decide_promotion,
 )
 from pipelines.steps.errors import BundleError, TrainingError
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import Scorer, load_bundle
 from pipelines.steps.model_comparison import compare_auc
 from pipelines.steps.project import Audience
@@ -94,6 +95,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
         data = read_training_data(audience, lake, models)
         _require_same_rows(candidates, data.partition.version)
+        block = _block_of(data, audience)
         rows = data.files.read([VALIDATION, TEST, PROMOTION])
         validation, test, kept = (rows.subset(split) for split in (VALIDATION, TEST, PROMOTION))
         blend = blend_of({name: models.bundle(record) for name, record in candidates.items()})
@@ -108,7 +110,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         promotion = decide_promotion(
             PromotionRows(kept.labels, data.files.devices(PROMOTION)),
             chosen.scorer.score(kept.bags),
-            _former(context, audience, data, kept, models),
+            _former(context, audience, block, kept, data.vocabulary, models),
             audience.training.max_auc_loss,
             seed=seed,
         )
@@ -142,7 +144,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         return dg.MaterializeResult(
             metadata={
                 **challenger.summary(),
-                **_described(promotion, PromotionBlock.of(data.partition.properties)),
+                **_described(promotion, block),
                 "thresholds": {segment: cut.__dict__ if cut else None for segment, cut in thresholds.items()},
                 "card": dg.MetadataValue.md(card.inline()),
                 "card_path": dg.MetadataValue.path(str(models.card(challenger))),
@@ -165,36 +167,48 @@ def _score(record: ModelRecord, validation: TrainingRows, test: TrainingRows, mo
 def _former(
     context: dg.AssetExecutionContext,
     audience: Audience,
-    data: TrainingData,
+    block: PromotionBlock,
     kept: TrainingRows,
+    vocabulary: Vocabulary,
     models: ModelStore,
 ) -> Former | None:
     """The champion that serves now, if there is one, asked in its own vocabulary."""
     if CHAMPION not in models.models(audience.name):
         return None
     record = models.current(audience.name, CHAMPION)
-    block = PromotionBlock.of(data.partition.properties)
-    seen = block is None or not block.kept_out_by(PromotionBlock.of(record.properties))
+    seen = not block.kept_out_by(PromotionBlock.of(record.properties))
     try:
         scorer = models.load(audience.name, version=record.version)
     except BundleError as error:
         context.log.warning(f"the former champion cannot be compared with: {error}")
         return Former(record.version, None, seen)
-    return Former(record.version, ask_former(scorer, kept.bags, data.vocabulary), seen)
+    return Former(record.version, ask_former(scorer, kept.bags, vocabulary), seen)
 
 
-def _described(promotion: Promotion, block: PromotionBlock | None) -> dict[str, Any]:
+def _described(promotion: Promotion, block: PromotionBlock) -> dict[str, Any]:
     return {
         "serves": promotion.accepted,
         "reason": promotion.reason,
-        "promotion rows": promotion.rows,
-        "positive promotion rows": promotion.positives,
-        "promotion block": str(block),
+        "promotion_rows": promotion.rows,
+        "promotion_positives": promotion.positives,
+        "promotion_fraction": block.fraction,
         **({"promotion_auc": promotion.auc.value} if promotion.auc else {}),
-        **({"promotion AUC": str(promotion.auc)} if promotion.auc else {}),
+        **({"AUC on the promotion rows": str(promotion.auc)} if promotion.auc else {}),
         **({"auc above the former champion": str(promotion.gain)} if promotion.gain else {}),
         "the former may have been trained on these devices": promotion.former_may_have_seen_rows,
     }
+
+
+def _block_of(data: TrainingData, audience: Audience) -> PromotionBlock:
+    block = PromotionBlock.of(data.partition.properties)
+    if block is None:
+        raise TrainingError(
+            f"the training set of {audience.name} keeps no devices for promotion",
+            found=f"version {data.partition.version}, made before there was training.promotion_fraction",
+            expected=f"{audience.training.promotion_fraction} of the devices in a split of their own",
+            remedy="run the training job, which makes it again",
+        )
+    return block
 
 
 def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str) -> None:
@@ -217,6 +231,13 @@ def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefi
         promoted = CHAMPION in models.models(audience.name)
         serving = models.current(audience.name, CHAMPION) if promoted else challenger
         found = challenger.properties
+        if "candidates" not in found:
+            raise TrainingError(
+                f"the challenger of {audience.name} was never measured on devices kept for promotion",
+                found=f"version {challenger.version}, chosen before there were any",
+                expected="what it was chosen from, and its AUC on the promotion rows",
+                remedy="run the training job",
+            )
         # of the versions that it was chosen from; without the blend, which serves only where it gains
         aucs = [
             models.find(audience.name, name, version).properties["metrics"]["validation"]["auc"]

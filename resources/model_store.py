@@ -480,7 +480,7 @@ class ModelStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"audience {audience} has no champion: no model trained so far was good enough to serve",
                 found=promotion.get("reason", "a challenger that was not promoted"),
                 expected="a model that is better than chance on the devices kept for promotion",
-                remedy="do what is found asks for and run the training job again; or promote a version "
+                remedy="mend that and run the training job again; or promote a version "
                 f"with `python -m pipelines.models promote {audience} VERSION`",
             )
         return BundleError(

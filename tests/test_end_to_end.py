@@ -348,6 +348,21 @@ def test_a_challenger_no_better_than_chance_leaves_the_former_champion_serving(
     assert project.models.current("car_buyers", "champion") == former
 
 
+def test_a_training_set_that_keeps_no_devices_for_promotion_is_made_again_first(
+    chain: Chain, tmp_path: Path
+) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    pointer = project.data_dir / "lake/training_set/partitions/car_buyers.json"
+    plain = json.loads(pointer.read_text())
+    del plain["properties"]["promotion_block"]
+    pointer.write_text(json.dumps(plain))
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, ["car_buyers/champion_model"])
+
+    assert "the training set of car_buyers keeps no devices for promotion" in failures(result)
+    assert "run the training job, which makes it again" in failures(result)
+
+
 @pytest.mark.parametrize(("asset", "model"), [("logistic_model", "logistic"), ("champion_model", "blend")])
 def test_a_bundle_names_the_training_set_that_it_read_though_another_run_replaces_it(
     chain: Chain, tmp_path: Path, asset: str, model: str
