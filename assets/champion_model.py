@@ -23,6 +23,7 @@ from pipelines.steps.champion_model import (
 from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import Scorer, load_bundle
+from pipelines.steps.model_card import Card
 from pipelines.steps.model_comparison import compare_auc
 from pipelines.steps.project import Audience
 from pipelines.steps.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
@@ -124,23 +125,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         challenger = models.record(ModelRecord(audience.name, CHALLENGER, chosen.record.version, properties))
         if promotion.accepted:
             models.record(replace(challenger, model=CHAMPION))
-        measured = {n: Measured.from_dict(r.properties["metrics"]) for n, r in records.items()}
-        if choice.name != BLEND:
-            own = scored[BLEND]
-            metrics = {BLEND: measured[BLEND].test}
-            keep_card(own.record, own.scorer, audience, test, own.test, models, metrics)
-        others = {name: each.test for name, each in scored.items() if name != choice.name}
-        card = keep_card(
-            challenger,
-            chosen.scorer,
-            audience,
-            test,
-            chosen.test,
-            models,
-            {choice.name: measured[choice.name].test, **{name: m.test for name, m in measured.items()}},
-            {name: compare_auc(test.labels, chosen.test, found, seed=seed) for name, found in others.items()},
-            promotion,
-        )
+        card = _keep_cards(challenger, choice.name, scored, test, promotion, audience, models)
+        metrics = Measured.from_dict(chosen.record.properties["metrics"])
         return dg.MaterializeResult(
             metadata={
                 **challenger.summary(),
@@ -151,8 +137,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 "blend above the best candidate (validation AUC)": (
                     f"{choice.blend_gain} over {choice.best_single}"
                 ),
-                "validation_auc": measured[choice.name].validation.auc,
-                "test_auc": measured[choice.name].test.auc,
+                "validation_auc": metrics.validation.auc,
+                "test_auc": metrics.test.auc,
             }
         )
 
@@ -162,6 +148,39 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 def _score(record: ModelRecord, validation: TrainingRows, test: TrainingRows, models: ModelStore) -> Scored:
     scorer = models.load(record.audience, record.model, record.version)
     return Scored(record, scorer, scorer.score(validation.bags), scorer.score(test.bags))
+
+
+def _keep_cards(
+    challenger: ModelRecord,
+    chosen: str,
+    scored: Mapping[str, Scored],
+    test: TrainingRows,
+    promotion: Promotion,
+    audience: Audience,
+    models: ModelStore,
+) -> Card:
+    """Keeps the blend's card, as each candidate has one, and the challenger's, which is handed out."""
+    metrics = {n: Measured.from_dict(each.record.properties["metrics"]).test for n, each in scored.items()}
+    if chosen != BLEND:
+        own = scored[BLEND]
+        keep_card(own.record, own.scorer, audience, test, own.test, models, {BLEND: metrics[BLEND]})
+    own, seed = scored[chosen], audience.training.seed
+    differences = {
+        name: compare_auc(test.labels, own.test, each.test, seed=seed)
+        for name, each in scored.items()
+        if name != chosen
+    }
+    return keep_card(
+        challenger,
+        own.scorer,
+        audience,
+        test,
+        own.test,
+        models,
+        {chosen: metrics[chosen], **metrics},
+        differences,
+        promotion,
+    )
 
 
 def _former(

@@ -12,6 +12,8 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
@@ -346,6 +348,26 @@ def test_a_challenger_no_better_than_chance_leaves_the_former_champion_serving(
     assert not verdicts(result)["car_buyers/champion_model:better_than_chance_on_promotion_rows"]
     assert materialized(result) == {"car_buyers/champion_model"}
     assert project.models.current("car_buyers", "champion") == former
+
+
+def test_what_the_promotion_rows_say_changes_no_candidate(chain: Chain, tmp_path: Path) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    [file] = project.lake.files("training_set", ["car_buyers"])
+    table = pq.read_table(file)
+    label, split = (table.column(name).to_numpy() for name in ("label", "split"))
+    contrary = np.where(split == PROMOTION, 1 - label, label).astype(np.int8)
+    place = table.column_names.index("label")
+    pq.write_table(table.set_column(place, "label", pa.array(contrary)), file)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        assets = [f"car_buyers/{name}_model" for name in CANDIDATES]
+        result = materialize(project.definitions(), instance, assets)
+
+    assert result.success, failures(result)
+    assert (contrary != label).any()
+    for name in CANDIDATES:
+        known = chain.project.models.current("car_buyers", name)
+        assert project.models.current("car_buyers", name).version == known.version
 
 
 def test_a_training_set_that_keeps_no_devices_for_promotion_is_made_again_first(
