@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
-from assets import app_events, candidate_models, daily_fields, feature_tokens, predictions, segments
+from assets import app_events, champion_model, daily_fields, feature_tokens, predictions, segments
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.deliveries import count_rows, sha256
 from pipelines.steps.errors import DataError
@@ -131,13 +131,9 @@ def _require_checked(
     }
     day, bundle = day_of(segments_of_day), segments_of_day.properties["bundle"]
     chain = trace(lake, "segments", segments_of_day, links)
-    champion = candidate_models.champion_key_of(audience)
+    champion = champion_model.key_of(audience)
     # A person who makes a model serve answers for it.
-    names = (
-        ()
-        if models.was_chosen_by_hand(audience.name, bundle)
-        else candidate_models.champion_blocking_checks()
-    )
+    names = () if models.was_chosen_by_hand(audience.name, bundle) else champion_model.blocking_checks()
     require_passed(
         verdicts,
         chain,

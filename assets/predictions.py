@@ -33,7 +33,8 @@ from resources.expectations import (
     verdict,
 )
 from resources.lake import Lake, Snapshot, materialized
-from resources.model_store import ModelRecord, ModelStore
+from resources.model_log import ModelRecord
+from resources.model_store import ModelStore
 from resources.spark import Spark
 
 PARITY_DEVICES = 2_000

@@ -12,7 +12,9 @@ from pyspark.sql import functions as F
 from pipelines.partitions import SPARK_POOL, keys_of
 from pipelines.steps.project import Audience, Project, predicate_columns
 from pipelines.steps.settings import MADE_WITH, code_version, event_settings, token_settings
+from pipelines.steps.training_rows import SPLIT_NAMES
 from pipelines.steps.training_set import (
+    PromotionBlock,
     build_rows,
     count_splits,
     label_days,
@@ -26,10 +28,10 @@ from resources.spark import Spark
 ROW_CHECKS = [
     Check(
         "schema",
-        "labels are 0 or 1, splits are train, validation or test",
+        "labels are 0 or 1, splits are train, validation, test or promotion",
         [
             expect("ExpectColumnValuesToBeInSet", column="label", value_set=[0, 1]),
-            expect("ExpectColumnValuesToBeInSet", column="split", value_set=[0, 1, 2]),
+            expect("ExpectColumnValuesToBeInSet", column="split", value_set=sorted(SPLIT_NAMES)),
             expect("ExpectColumnValuesToNotBeNull", column="device_id"),
         ],
     ),
@@ -92,6 +94,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             "vocabulary_hash": vocabulary.hash,
             "as_of_days": keys_of(as_of_days),
             "negatives_kept": audience.training.negatives_kept,
+            "promotion_block": PromotionBlock(audience.training.promotion_fraction).to_dict(),
         }
         partition = lake.write(
             rows.withColumn("audience", F.lit(audience.name)),
@@ -143,7 +146,7 @@ def _splits(rows: DataFrame) -> pd.DataFrame:
     counts = (
         rows.groupBy("split").agg(F.sum("label").alias("positives"), F.count("*").alias("rows")).toPandas()
     )
-    counts = counts.set_index("split").reindex([0, 1, 2], fill_value=0)
+    counts = counts.set_index("split").reindex(sorted(SPLIT_NAMES), fill_value=0)
     counts["rarer_class"] = counts["positives"].combine(counts["rows"] - counts["positives"], min)
     splits = rows.groupBy("device_id").agg(F.count_distinct("split").alias("splits"))
     counts["devices_in_two_splits"] = splits.where("splits > 1").count()

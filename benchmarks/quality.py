@@ -20,7 +20,8 @@ import pyarrow as pa
 from benchmarks.labelled_users import encode_users, read_users, split_users
 from benchmarks.measure import Ratio, Report, paired_ratio
 from benchmarks.simulated_users import attainable, write_users
-from pipelines.steps.candidate_models import BLEND, CANDIDATES, blend_of, bundle_candidate, choose
+from pipelines.steps.candidate_models import BLEND, CANDIDATES, blend_of, bundle_candidate
+from pipelines.steps.champion_model import choose
 from pipelines.steps.dnn_model import DnnConfig
 from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.feature_vocabulary import Vocabulary

@@ -14,6 +14,7 @@ import dagster as dg
 from assets import (
     app_events,
     candidate_models,
+    champion_model,
     daily_fields,
     deliveries,
     feature_tokens,
@@ -67,6 +68,7 @@ def build_definitions(
         for definition in (
             *training_set.build(project, audience),
             *candidate_models.build(audience),
+            *champion_model.build(audience),
             *segments.build(audience, days),
             *deliveries.build(audience, days),
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from pipelines.steps.errors import BundleError
 from resources.durable_files import (
@@ -98,6 +98,13 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     root: str = Field(description="Directory of models; a path that driver and executors share.")
 
+    # Audience and model → what the run goes by; None outside of a run, where each look is a new one.
+    _seen: dict[tuple[str, str], ModelRecord] | None = PrivateAttr(default=None)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 (Dagster's)
+        """Begins a run, within which a model has one current version unless the run records another."""
+        self._seen = {}
+
     def audiences(self) -> list[str]:
         """The audiences that have a model."""
         return sorted(path.name for path in self._logs().glob("*") if self.models(path.name))
@@ -120,12 +127,14 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
         return list(newest.values())
 
     def current(self, audience: str, model: str) -> ModelRecord:
-        """What was recorded last.
+        """What was recorded last; within a run, what that was when the run first asked, or what it recorded.
 
         Raises:
             BundleError: The audience has no such model.
         """
-        return self._newest(audience, model).record
+        if self._seen is not None and (audience, model) in self._seen:
+            return self._seen[audience, model]
+        return self._see(self._newest(audience, model).record)
 
     def find(self, audience: str, model: str = CHAMPION, version: str | None = None) -> ModelRecord:
         """What is known of a version of a model; of the current one where none is named.
@@ -151,9 +160,14 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         Recording what is current already changes nothing.
         """
-        return self._record(record, TRAINED)
+        return self._see(self._record(record, TRAINED))
 
     # --- the details ------------------------------------------------------------------------------
+
+    def _see(self, record: ModelRecord) -> ModelRecord:
+        if self._seen is not None:
+            self._seen[record.audience, record.model] = record
+        return record
 
     def _before(self, current: LogEntry) -> LogEntry:
         """What a rollback returns to: the last entry before with another version."""
@@ -220,6 +234,15 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _unknown(self, audience: str, model: str) -> BundleError:
         has = self.models(audience)
+        if model == CHAMPION and CHALLENGER in has:
+            promotion = self.current(audience, CHALLENGER).properties.get("promotion", {})
+            return BundleError(
+                f"audience {audience} has no champion: no model trained so far was good enough to serve",
+                found=promotion.get("reason", "a challenger that was not promoted"),
+                expected="a model that is better than chance on the devices kept for promotion",
+                remedy="mend that and run the training job again; or promote a version "
+                f"with `python -m pipelines.models promote {audience} VERSION`",
+            )
         return BundleError(
             f"audience {audience} has no {model} model",
             found=has or f"no model at all in {self._home()}, which has audiences {self.audiences()}",

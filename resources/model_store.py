@@ -58,6 +58,9 @@ class StoredBundle:
 class ModelStore(ModelLog):
     """Keeps `bundles/<audience>/<version>/` and `vocabularies/<hash>.json` beside the logs."""
 
+    # The hash of the vocabulary that the run goes by; None outside of a run, and before it was asked for.
+    _vocabulary: str | None = PrivateAttr(default=None)
+
     def was_chosen_by_hand(self, audience: str, version: str) -> bool:
         """Whether a champion serves, or served last, because a person promoted it or rolled back to it."""
         entries = [entry for entry in self.history(audience) if entry.record.version == version]
@@ -238,6 +241,8 @@ class ModelStore(ModelLog):
         remove_abandoned_drafts(directory)
         replace_durably(directory / f"{vocabulary.hash}.json", vocabulary.to_json())
         replace_durably(directory / "current", vocabulary.hash)
+        if self._seen is not None:
+            self._vocabulary = vocabulary.hash
 
     def vocabulary(self, version: str | None = None) -> Vocabulary:
         """The vocabulary of a hash; the current one where none is named.
@@ -261,7 +266,10 @@ class ModelStore(ModelLog):
     def find_vocabulary(self) -> Vocabulary | None:
         """The current vocabulary, or None before the first was fitted."""
         pointer = self._vocabularies() / "current"
-        return self.vocabulary(pointer.read_text()) if pointer.exists() else None
+        version = self._vocabulary or (pointer.read_text() if pointer.exists() else None)
+        if self._seen is not None:
+            self._vocabulary = version
+        return self.vocabulary(version) if version else None
 
     # --- the details ------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ CAR_BUYERS = """
     label: {{event: {{event_name: purchase, product: car}}}}
     horizon_days: {horizon_days}
     as_of_days: {as_of_days}
-    training: {{max_epochs: 6}}
+    training: {{max_epochs: 6, promotion_fraction: 0.2, test_fraction: 0.1}}
     segments:
       - {{name: top_fifth, top_fraction: 0.2}}
       - {{name: best_30, size: 30}}
@@ -84,7 +84,7 @@ BIKE_BUYERS = """
       where: event_name = 'purchase' and product in ('bike', 'e-bike')
     horizon_days: {horizon_days}
     as_of_days: {as_of_days}
-    training: {{max_epochs: 6}}
+    training: {{max_epochs: 6, promotion_fraction: 0.2, test_fraction: 0.1}}
     segments:
       - {{name: best_25, size: 25}}
     deliver_to:

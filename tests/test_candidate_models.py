@@ -1,4 +1,4 @@
-"""Choosing what serves: the best candidate, or all together where that is better beyond chance."""
+"""Candidates and their blend: calibrated, bundled and measured alike."""
 
 from pathlib import Path
 
@@ -9,17 +9,11 @@ import torch
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from pipelines.steps.candidate_models import (
-    BLEND,
-    blend_of,
-    bundle_candidate,
-    choose,
-    compare_with_former,
-)
+from pipelines.steps.candidate_models import blend_of, bundle_candidate
+from pipelines.steps.champion_model import ask_former
 from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.model_bundle import bundle_version, load_bundle, read_manifest
-from pipelines.steps.model_comparison import compare_auc
 from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b", "c")),))
@@ -103,58 +97,6 @@ def test_a_blend_whose_member_was_changed_is_refused(
         load_bundle(blend)
 
 
-def noisy(labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    return np.asarray(expit(labels * 2 + random.normal(0, noise, len(labels))), dtype=np.float32)
-
-
-def test_a_blend_that_is_better_beyond_chance_serves() -> None:
-    labels = np.tile([0, 1, 0], 1_000)
-    found = {name: noisy(labels, 2, seed) for seed, name in enumerate(["dnn", "xgboost", "logistic"])}
-    found[BLEND] = np.mean(list(found.values()), axis=0)
-    choice = choose(labels, found)
-    assert choice.name == BLEND
-    assert choice.blend_gain.low > 0
-
-
-def test_a_blend_that_may_be_no_better_does_not() -> None:
-    labels = np.tile([0, 1, 0], 1_000)
-    found = {"dnn": noisy(labels, 3, 0), "xgboost": noisy(labels, 1, 1), "logistic": noisy(labels, 3, 2)}
-    found[BLEND] = found["xgboost"] + np.float32(1e-6) * found["dnn"]
-    assert choose(labels, {k: np.clip(v, 0, 1) for k, v in found.items()}).name == "xgboost"
-
-
-def test_the_bootstrap_measures_auc_as_scikit_learn_does() -> None:
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 2, 500)
-    first, second = np.round(random.random(500), 1), np.round(random.random(500) + labels, 1) / 2  # with ties
-    difference = compare_auc(labels, second, first)
-    assert difference.value == pytest.approx(roc_auc_score(labels, second) - roc_auc_score(labels, first))
-    assert 0 < difference.low < difference.value < difference.high
-    assert compare_auc(labels, first, first).high == 0
-
-
-def test_the_first_champion_has_nobody_to_beat(members: dict[str, Path], rows: TrainingRows) -> None:
-    promotion = compare_with_former(rows.subset(VALIDATION), load_bundle(members["dnn"]), None, 0.0)
-    assert promotion.accepted
-    assert promotion.gain is None
-
-
-def test_a_worse_champion_is_not_accepted(members: dict[str, Path], rows: TrainingRows) -> None:
-    validation = rows.subset(VALIDATION)
-    by_auc = sorted(
-        (load_bundle(path) for path in members.values()),
-        key=lambda scorer: roc_auc_score(validation.labels, scorer.score(validation.bags)),
-    )
-    worst, best = by_auc[0], by_auc[-1]
-    refused = compare_with_former(validation, worst, best, 0.01)
-    assert not refused.accepted
-    assert refused.auc_behind > 0.01
-    assert compare_with_former(validation, worst, best, 0.5).accepted
-    assert compare_with_former(validation, best, worst, 0.0).accepted
-    assert compare_with_former(validation, best, best, 0.0).auc_behind == 0
-
-
 def test_a_former_champion_is_asked_in_its_own_vocabulary(tmp_path: Path, rows: TrainingRows) -> None:
     weights = {"a": 1.0, "b": 0.7, "c": -1.0}
     scorers = []
@@ -164,8 +106,8 @@ def test_a_former_champion_is_asked_in_its_own_vocabulary(tmp_path: Path, rows: 
         translated = TrainingRows(rows.labels, rows.split, vocabulary.translate(rows.bags, VOCABULARY))
         bundle_candidate(tmp_path / order, model, vocabulary, translated, [])
         scorers.append(load_bundle(tmp_path / order))
-    promotion = compare_with_former(rows.subset(VALIDATION), scorers[0], scorers[1], 0.0)
-    assert promotion.auc_behind == pytest.approx(0, abs=1e-9)
+    new, former = scorers
+    np.testing.assert_allclose(ask_former(former, rows.bags, new.vocabulary), new.score(rows.bags), atol=1e-6)
 
 
 def test_fewer_negatives_in_training_change_no_probability_by_much(

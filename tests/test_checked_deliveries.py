@@ -450,8 +450,8 @@ def test_a_day_without_events_is_delivered_only_where_the_audience_says_so(
     for day in (FIRST_DAY + timedelta(days=ahead) for ahead in range((SCORED_DAY - FIRST_DAY).days + 2)):
         folder = f"day={day}"
         shutil.copytree(project.audiences_dir.parent / "events" / folder, silent / folder)
-    for day in (DAY, NEXT_DAY):
-        no_rows(silent / f"day={day}" / "part-0.parquet")
+    for emptied in (DAY, NEXT_DAY):
+        no_rows(silent / f"day={emptied}" / "part-0.parquet")
     fields.write_text(fields.read_text().replace(str(project.audiences_dir.parent / "events"), str(silent)))
     bound = replace(project, audiences_dir=audiences)
     before = deliveries_of(project)

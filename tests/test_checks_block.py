@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from pipelines.steps.candidate_models import CANDIDATES
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.project import FolderDestination
+from pipelines.steps.training_rows import PROMOTION, VALIDATION
 from resources.destinations import Delivery, Destinations, Published
 from resources.lake import Lake, Partition
 from resources.model_log import ModelRecord
@@ -114,8 +115,12 @@ def split_by_day(frame: DataFrame) -> DataFrame:
     )
 
 
-def no_positive_in_validation(frame: DataFrame) -> DataFrame:
-    return frame.withColumn("label", F.when(F.col("split") == 1, 0).otherwise(F.col("label")).cast("tinyint"))
+def no_positive_in(split: int) -> Corrupt:
+    def corrupt(frame: DataFrame) -> DataFrame:
+        label = F.when(F.col("split") == split, 0).otherwise(F.col("label"))
+        return frame.withColumn("label", label.cast("tinyint"))
+
+    return corrupt
 
 
 def unknown_token_id(frame: DataFrame) -> DataFrame:
@@ -189,13 +194,16 @@ def metric_is(value: float, metric: str = "auc") -> Callable[[ModelStore, ModelR
 def worst_candidate(store: ModelStore, record: ModelRecord) -> ModelRecord:
     candidates = [store.current(record.audience, name) for name in CANDIDATES]
     worst = min(candidates, key=lambda each: each.properties["metrics"]["validation"]["auc"])
-    own = {name: record.properties[name] for name in ("thresholds", "promotion")}
+    own = {name: record.properties[name] for name in ("candidates", "thresholds", "promotion")}
     return replace(worst, model=record.model, properties={**worst.properties, **own})
 
 
-def worse_than_former(_: ModelStore, record: ModelRecord) -> ModelRecord:
-    promotion = record.properties["promotion"] | {"auc_behind": 0.02, "max_auc_loss": 0.01}
-    return replace(record, properties={**record.properties, "promotion": promotion})
+def promotion_has(**found: Any) -> Callable[[ModelStore, ModelRecord], ModelRecord]:
+    def corrupt(_: ModelStore, record: ModelRecord) -> ModelRecord:
+        promotion = record.properties["promotion"] | found
+        return replace(record, properties={**record.properties, "promotion": promotion})
+
+    return corrupt
 
 
 def other_vocabulary(_: ModelStore, record: ModelRecord) -> ModelRecord:
@@ -260,12 +268,13 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
     "feature_vocabulary:not_empty": [vocabulary_saved("no token", lambda _: ())],
     "training_set:schema": [
         written("training_set", "label 2", first_device_has("label", 2)),
-        written("training_set", "a fourth split", first_device_has("split", 3)),
+        written("training_set", "a fifth split", first_device_has("split", 4)),
     ],
     "training_set:unique_device_day": [written("training_set", "a row twice", one_row_twice)],
     "training_set:ids_in_vocabulary": [written("training_set", "an id outside", unknown_token_id)],
     "training_set:both_classes_in_every_split": [
-        written("training_set", "no positive in validation", no_positive_in_validation)
+        written("training_set", "no positive in validation", no_positive_in(VALIDATION)),
+        written("training_set", "no positive to decide a promotion", no_positive_in(PROMOTION)),
     ],
     "training_set:no_device_in_two_splits": [written("training_set", "split by day", split_by_day)],
     **{
@@ -283,7 +292,12 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
         recorded("the worst candidate", "challenger", worst_candidate)
     ],
     "champion_model:not_worse_than_former": [
-        recorded("worse than the former", "challenger", worse_than_former)
+        recorded("worse than the former", "challenger", promotion_has(auc_behind=0.02, max_auc_loss=0.01))
+    ],
+    "champion_model:better_than_chance_on_promotion_rows": [
+        recorded("chance within the interval", "challenger", promotion_has(auc_low=0.5)),
+        recorded("an AUC that was never measured", "challenger", promotion_has(auc_low=None)),
+        recorded("too few devices", "challenger", promotion_has(rarer_devices=1)),
     ],
     "champion_model:champion_scores": [recorded("another vocabulary", "champion", other_vocabulary)],
     "predictions:probabilities": [

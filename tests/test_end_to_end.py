@@ -1,8 +1,10 @@
 """The whole chain on the small project: what comes out is what its events say."""
 
 import csv
+import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,26 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.demo import RUN_TAG, _close_killed_runs
 from pipelines.steps.candidate_models import BLEND, CANDIDATES, bundle_candidate
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows, read_training_rows
+from pipelines.steps.feature_vocabulary import Vocabulary
+from pipelines.steps.logistic_model import LogisticConfig, train_logistic
+from pipelines.steps.training_rows import (
+    PROMOTION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingRows,
+    read_training_rows,
+)
+from pipelines.steps.training_set import PromotionBlock
 from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+from resources.lake import Lake
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
@@ -120,7 +135,7 @@ def test_the_training_set_has_every_device_of_the_window_and_its_outcome(
         for device in seen_devices(chain.project, as_of)
     }
     assert len(found) == len(rows)
-    assert set(rows["split"]) == {0, 1, 2}
+    assert set(rows["split"]) == {TRAIN, VALIDATION, TEST, PROMOTION}
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)
@@ -158,12 +173,10 @@ def test_models_learn_what_the_tokens_say(chain: Chain, audience: str) -> None:
 
     assert champion.version in {record.version for record in records}
     assert champion.properties["metrics"]["validation"]["auc"] >= best > 0.65
-    assert champion.properties["promotion"] == {
-        "accepted": True,
-        "former": None,
-        "auc_behind": 0.0,
-        "max_auc_loss": 0.01,
-    }
+    promotion = champion.properties["promotion"]
+    assert promotion["auc_low"] > 0.5
+    assert (promotion["accepted"], promotion["former"], promotion["auc_behind"]) == (True, None, 0.0)
+    assert PromotionBlock.of(champion.properties) == PromotionBlock(0.2)
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)
@@ -245,32 +258,155 @@ def test_training_again_on_the_same_rows_makes_the_same_models(chain: Chain, tmp
     assert versions == {name: chain.project.models.current("car_buyers", name).version for name in versions}
 
 
+def training_rows(project: SmallProject) -> tuple[TrainingRows, Vocabulary]:
+    partition = project.lake.partition("training_set", "car_buyers")
+    vocabulary = project.models.vocabulary(partition.properties["vocabulary_hash"])
+    files = project.lake.files("training_set", ["car_buyers"])
+    return read_training_rows(files, list(vocabulary.sizes)), vocabulary
+
+
 def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Path) -> None:
     project = chain.project.copied_to(tmp_path / "data")
-    models, partition = project.models, project.lake.partition("training_set", "car_buyers")
-    vocabulary = models.vocabulary(partition.properties["vocabulary_hash"])
-    rows = read_training_rows(project.lake.files("training_set", ["car_buyers"]), list(vocabulary.sizes))
-    # It was trained on the validation devices, so no honest model ranks them as well.
-    split = np.choose(rows.split, [VALIDATION, TRAIN, TEST]).astype(np.int8)
+    models, (rows, vocabulary) = project.models, training_rows(project)
+    # As a champion from before devices were kept for promotion: trained on them, it ranks them best.
+    split = np.choose(rows.split, [VALIDATION, TEST, TEST, TRAIN]).astype(np.int8)
     config = XGBoostConfig(
         max_rounds=100, patience=100, min_child_weight=0.1, column_share=1.0, row_share=1.0
     )
     seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config)
-    served = models.current("car_buyers", "champion")
+    served = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
         measured = bundle_candidate(directory, seer, vocabulary, rows, [])
-        return {**served.properties, "metrics": measured.to_dict()}
+        known_then = {name: value for name, value in served.items() if name != "promotion_block"}
+        return {**known_then, "metrics": measured.to_dict()}
 
     former = models.add("car_buyers", "champion", write)
     with dg.DagsterInstance.ephemeral() as instance:
         result = materialize(project.definitions(), instance, ["car_buyers/champion_model"])
 
     challenger = models.current("car_buyers", "challenger")
+    promotion = challenger.properties["promotion"]
     assert models.current("car_buyers", "champion").version == former.version != challenger.version
-    assert challenger.properties["promotion"]["accepted"] is False
-    assert challenger.properties["promotion"]["former"] == former.version
-    assert not verdicts(result)["car_buyers/champion_model:not_worse_than_former"]
+    assert (promotion["accepted"], promotion["former"]) == (False, former.version)
+    found = verdicts(result)
+    assert not found["car_buyers/champion_model:not_worse_than_former"]
+    assert found["car_buyers/champion_model:better_than_chance_on_promotion_rows"]
+    assert promotion["former_may_have_seen_rows"]
+    assert "the former may have been trained on these devices" in promotion["reason"]
+    assert promotion["reason"] in (models.card(challenger) / "card.md").read_text()
+
+
+def learn_the_contrary(project: SmallProject) -> None:
+    """Candidates that rank devices worse than chance, as few rows full of noise may make them."""
+    models, (rows, vocabulary) = project.models, training_rows(project)
+    contrary = train_logistic(
+        TrainingRows(1 - rows.labels, rows.split, rows.bags), vocabulary.sizes, LogisticConfig()
+    )
+
+    def write(directory: Path) -> Mapping[str, Any]:
+        measured = bundle_candidate(directory, contrary, vocabulary, rows, [])
+        return {**known, "metrics": measured.to_dict()}
+
+    for name in CANDIDATES:
+        known = models.current("car_buyers", name).properties
+        models.add("car_buyers", name, write)
+
+
+def test_a_first_champion_no_better_than_chance_is_not_promoted(chain: Chain, tmp_path: Path) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    shutil.rmtree(project.data_dir / "models/log/car_buyers/champion")
+    learn_the_contrary(project)
+    with dg.DagsterInstance.ephemeral() as instance:
+        chosen = materialize(project.definitions(), instance, ["car_buyers/champion_model"])
+        scored = materialize(project.definitions(), instance, ["car_buyers/predictions"], SCORED_DAY)
+
+    reason = project.models.current("car_buyers", "challenger").properties["promotion"]["reason"]
+    assert "champion" not in project.models.models("car_buyers")
+    assert not chosen.success
+    assert not verdicts(chosen)["car_buyers/champion_model:better_than_chance_on_promotion_rows"]
+    [made] = chosen.asset_materializations_for_node("car_buyers__champion_model")
+    assert (made.metadata["serves"].value, made.metadata["reason"].value) == (False, reason)
+    assert "car_buyers has no champion: no model trained so far was good enough to serve" in failures(scored)
+    assert reason in failures(scored)
+
+
+def test_a_challenger_no_better_than_chance_leaves_the_former_champion_serving(
+    chain: Chain, tmp_path: Path
+) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    former = project.models.current("car_buyers", "champion")
+    learn_the_contrary(project)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(
+            project.definitions(),
+            instance,
+            ["car_buyers/champion_model", "car_buyers/predictions"],
+            SCORED_DAY,
+        )
+
+    assert not verdicts(result)["car_buyers/champion_model:better_than_chance_on_promotion_rows"]
+    assert materialized(result) == {"car_buyers/champion_model"}
+    assert project.models.current("car_buyers", "champion") == former
+
+
+def test_what_the_promotion_rows_say_changes_no_candidate(chain: Chain, tmp_path: Path) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    [file] = project.lake.files("training_set", ["car_buyers"])
+    table = pq.read_table(file)
+    label, split = (table.column(name).to_numpy() for name in ("label", "split"))
+    contrary = np.where(split == PROMOTION, 1 - label, label).astype(np.int8)
+    place = table.column_names.index("label")
+    pq.write_table(table.set_column(place, "label", pa.array(contrary)), file)
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        assets = [f"car_buyers/{name}_model" for name in CANDIDATES]
+        result = materialize(project.definitions(), instance, assets)
+
+    assert result.success, failures(result)
+    assert (contrary != label).any()
+    for name in CANDIDATES:
+        known = chain.project.models.current("car_buyers", name)
+        assert project.models.current("car_buyers", name).version == known.version
+
+
+def test_a_training_set_that_keeps_no_devices_for_promotion_is_made_again_first(
+    chain: Chain, tmp_path: Path
+) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    pointer = project.data_dir / "lake/training_set/partitions/car_buyers.json"
+    plain = json.loads(pointer.read_text())
+    del plain["properties"]["promotion_block"]
+    pointer.write_text(json.dumps(plain))
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, ["car_buyers/champion_model"])
+
+    assert "the training set of car_buyers keeps no devices for promotion" in failures(result)
+    assert "run the training job, which makes it again" in failures(result)
+
+
+@pytest.mark.parametrize(("asset", "model"), [("logistic_model", "logistic"), ("champion_model", "blend")])
+def test_a_bundle_names_the_training_set_that_it_read_though_another_run_replaces_it(
+    chain: Chain, tmp_path: Path, asset: str, model: str
+) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    pointer = project.data_dir / "lake/training_set/partitions/car_buyers.json"
+    read = project.lake.partition("training_set", "car_buyers").version
+
+    class BusyLake(Lake):
+        def files(self, table: str, keys: Iterable[str]) -> list[Path]:
+            found = super().files(table, keys)
+            if table == "training_set":
+                pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"version": "another"}))
+            return found
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        definitions = project.definitions(lake=BusyLake(root=project.lake.root))
+        result = materialize(definitions, instance, [f"car_buyers/{asset}"])
+
+    assert result.success, failures(result)
+    assert project.lake.partition("training_set", "car_buyers").version == "another"
+    assert project.models.current("car_buyers", model).properties["training_set"] == read
 
 
 def test_the_next_demo_closes_the_run_of_a_killed_one(chain: Chain) -> None:

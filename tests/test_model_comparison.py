@@ -1,15 +1,17 @@
-"""Metrics against hand-counted values, the table, the champion, and thresholds."""
+"""Metrics against hand-counted values, their intervals, the table, and thresholds."""
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.model_comparison import (
     Metrics,
     Threshold,
-    choose_champion,
+    compare_auc,
     comparison_table,
     evaluate,
+    measure_auc,
     threshold_for_precision,
 )
 
@@ -66,6 +68,34 @@ def test_one_class_is_refused() -> None:
         evaluate(np.array([0, 0]), np.array([0.1, 0.2]))
 
 
+def test_the_bootstrap_measures_auc_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 500)
+    first, second = np.round(random.random(500), 1), np.round(random.random(500) + labels, 1) / 2  # with ties
+    difference = compare_auc(labels, second, first)
+    assert difference.value == pytest.approx(roc_auc_score(labels, second) - roc_auc_score(labels, first))
+    assert 0 < difference.low < difference.value < difference.high
+    assert compare_auc(labels, first, first).high == 0
+    found = measure_auc(labels, second)
+    assert found.value == pytest.approx(roc_auc_score(labels, second))
+    assert found.low < found.value < found.high
+
+
+def test_a_device_is_drawn_whole_so_that_its_repetition_makes_nothing_surer() -> None:
+    random = np.random.default_rng(0)
+    labels, probabilities = random.integers(0, 2, 200), random.random(200)
+    once = measure_auc(labels, probabilities, devices=np.arange(200))
+    tenfold = np.repeat(np.arange(200), 10)
+    again = measure_auc(labels[tenfold], probabilities[tenfold], devices=tenfold)
+    assert again == once == measure_auc(labels, probabilities)
+    pretended = measure_auc(labels[tenfold], probabilities[tenfold])
+    assert pretended.high - pretended.low < 0.4 * (once.high - once.low)
+    worse = np.zeros(200)
+    assert compare_auc(labels[tenfold], probabilities[tenfold], worse[tenfold], devices=tenfold) == (
+        compare_auc(labels, probabilities, worse)
+    )
+
+
 def test_the_table_has_a_line_per_model() -> None:
     table = comparison_table({"dnn": metrics(0.81234, rows=12_345), "xgboost": metrics(0.8)})
     assert table.splitlines() == [
@@ -77,27 +107,6 @@ def test_the_table_has_a_line_per_model() -> None:
         "| xgboost | 0.8000 | 0.5000 | 0.4000 | 0.9000 | 0.7000 | 0.5000 | 0.1000 | 0.2000 | 0.0100 | 100"
         " | 20 | 0.2000 |",
     ]
-
-
-def test_the_champion_has_the_highest_auc() -> None:
-    assert choose_champion({"dnn": metrics(0.7, 0.9), "xgboost": metrics(0.8), "logistic": metrics(0.6)}) == (
-        "xgboost"
-    )
-
-
-def test_ties_go_to_average_precision_then_to_the_name() -> None:
-    assert choose_champion({"dnn": metrics(0.8, 0.4), "xgboost": metrics(0.8, 0.5)}) == "xgboost"
-    assert choose_champion({"xgboost": metrics(0.8), "dnn": metrics(0.8)}) == "dnn"
-
-
-def test_candidates_measured_on_other_rows_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"(?s)different rows.*'dnn': \(100, 20\), 'xgboost': \(99, 20\)"):
-        choose_champion({"dnn": metrics(0.8), "xgboost": metrics(0.9, rows=99)})
-
-
-def test_no_candidate_is_refused() -> None:
-    with pytest.raises(TrainingError, match="no candidate"):
-        choose_champion({})
 
 
 def test_the_threshold_is_the_lowest_that_reaches_the_precision() -> None:

@@ -10,10 +10,11 @@ import safetensors.torch
 import torch
 from scipy.special import expit
 
+from pipelines.steps.champion_model import Promotion
 from pipelines.steps.feature_vocabulary import MISSING_ID, UNKNOWN_ID, FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.model_bundle import Scorer, load_bundle, write_bundle
 from pipelines.steps.model_card import make_card
-from pipelines.steps.model_comparison import Difference, evaluate
+from pipelines.steps.model_comparison import Difference, Interval, evaluate
 from pipelines.steps.model_report import (
     Share,
     deliver,
@@ -130,7 +131,7 @@ def test_the_strongest_token_comes_first(scorer: Scorer, rows: dict[str, Ragged]
 
 
 def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray) -> None:
-    report = report_model(scorer, labels, rows, {"sure": 0.8, "surer": None})
+    report = report_model(scorer, labels, scorer.score(rows), rows, {"sure": 0.8, "surer": None})
     metrics = {"logistic": evaluate(labels, report.probabilities)}
     card = make_card("cars", {"version": "abc"}, report, metrics, {"dnn": Difference(0.01, -0.02, 0.03)})
     for text in [
@@ -151,8 +152,37 @@ def test_a_card_of_the_same_model_is_the_same(
     scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray, tmp_path: Path
 ) -> None:
     metrics = {"logistic": evaluate(labels, scorer.score(rows))}
-    first, second = (make_card("cars", {}, report_model(scorer, labels, rows, {}), metrics) for _ in range(2))
+    report = report_model(scorer, labels, scorer.score(rows), rows, {})
+    first, second = (make_card("cars", {}, report, metrics) for _ in range(2))
     assert first == second
+
+
+def test_a_card_says_on_which_rows_the_promotion_was_decided_and_how(
+    scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray
+) -> None:
+    report = report_model(scorer, labels, scorer.score(rows), rows, {})
+    refused = Promotion(
+        rows=1_234,
+        positives=56,
+        rarer_devices=43,
+        auc=Interval(0.61, 0.55, 0.66),
+        gain=Difference(-0.02, -0.05, 0.01),
+        max_auc_loss=0.01,
+        former="v1",
+        former_may_have_seen_rows=True,
+    )
+    card = make_card("cars", {}, report, {"logistic": evaluate(labels, report.probabilities)}, None, refused)
+    for text in [
+        "## Promotion",
+        "This model **does not serve**: it ranks the promotion rows worse than the former champion v1 by",
+        "trained, stopped, tuned, calibrated and chose nothing",
+        "But the former may have been trained on these devices, which favours it.",
+        "1,234",
+        "56",
+        "0.6100 (0.5500 to 0.6600)",
+        "-0.0200 (-0.0500 to +0.0100)",
+    ]:
+        assert text in card.markdown
 
 
 def test_the_report_scores_as_the_formula_does(scorer: Scorer, rows: dict[str, Ragged]) -> None:

@@ -187,6 +187,21 @@ def test_a_damaged_bundle_is_mended_by_many_at_once(store: ModelStore) -> None:
     assert list((Path(store.root) / "drafts").iterdir()) == []
 
 
+def test_an_audience_whose_models_were_not_good_enough_says_why_it_has_no_champion(store: ModelStore) -> None:
+    promotion = {"accepted": False, "reason": "it may be no better than chance"}
+    candidate = store.add("buyers", "dnn", bundle(0.0, promotion=promotion))
+    store.record(replace(candidate, model="challenger"))
+    with pytest.raises(BundleError) as raised:
+        store.current("buyers", "champion")
+    assert str(raised.value) == (
+        "audience buyers has no champion: no model trained so far was good enough to serve\n"
+        "  found:    it may be no better than chance\n"
+        "  expected: a model that is better than chance on the devices kept for promotion\n"
+        "  remedy:   mend that and run the training job again; or promote a version with "
+        "`python -m pipelines.models promote buyers VERSION`"
+    )
+
+
 def test_an_audience_without_the_model_is_an_error(store: ModelStore) -> None:
     store.add("buyers", "dnn", bundle(0.0))
     with pytest.raises(BundleError) as raised:

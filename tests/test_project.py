@@ -157,6 +157,7 @@ def test_an_audience_has_defaults(workplace: Workplace) -> None:
         "patience": 15,
         "negatives_kept": 1.0,
         "max_auc_loss": 0.01,
+        "promotion_fraction": 0.1,
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
     }
@@ -267,7 +268,11 @@ def test_columns_of_a_condition() -> None:
         ("horizon_days: 30", "horizon_days: 30\ntraining: {max_epochs: 41}",
          "training.max_epochs", "41", "less than or equal to 40", "correct the value"),
         ("horizon_days: 30", "horizon_days: 30\ntraining: {test_fraction: 0.8}",
-         "training", "0.2 + 0.8", "a sum below 1", "lower one"),
+         "training", "0.2 + 0.8 + 0.1", "a sum below 1", "lower one"),
+        ("horizon_days: 30", "horizon_days: 30\ntraining: {promotion_fraction: 0.6}",
+         "training", "0.2 + 0.2 + 0.6", "promotion_fraction that leave rows to train on", "lower one"),
+        ("horizon_days: 30", "horizon_days: 30\ntraining: {promotion_fraction: 0}",
+         "training.promotion_fraction", "0", "greater than 0", "correct the value"),
         # words outside a set
         ("kind: multi", "kind: mutli",
          "fields.apps.kind", "'mutli'", "'single', 'multi'", "did you mean `multi`?"),

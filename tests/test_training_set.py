@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -14,8 +15,9 @@ from pyspark.sql import functions as F
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION
+from pipelines.steps.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
 from pipelines.steps.training_set import (
+    PromotionBlock,
     count_splits,
     encode_rows,
     keep_negatives,
@@ -169,9 +171,18 @@ def test_without_any_events_there_is_nothing_to_train_on(as_of_days: object) -> 
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def splits_of(spark: SparkSession, devices: Sequence[int], seed: int = 0) -> dict[str, int]:
+BLOCK = PromotionBlock(0.1)
+
+
+def splits_of(
+    spark: SparkSession,
+    devices: Sequence[int],
+    seed: int = 0,
+    validation_fraction: float = 0.2,
+    block: PromotionBlock = BLOCK,
+) -> dict[str, int]:
     ids = spark.range(devices[0], devices[-1] + 1).select(F.concat(F.lit("d"), "id").alias("device_id"))
-    rows = ids.withColumn("split", split_devices(seed, 0.2, 0.1)).toArrow()
+    rows = ids.withColumn("split", split_devices(seed, validation_fraction, 0.1, block)).toArrow()
     assert rows.schema.field("split").type == pa.int8()
     return {row["device_id"]: row["split"] for row in rows.to_pylist()}
 
@@ -179,9 +190,10 @@ def splits_of(spark: SparkSession, devices: Sequence[int], seed: int = 0) -> dic
 def test_splits_are_about_as_large_as_asked_for(spark: SparkSession) -> None:
     sizes = Counter(splits_of(spark, range(10_000)).values())
     # Three standard deviations of a share of 0.2 among 10,000 devices are 0.012.
-    assert sizes[TRAIN] / 10_000 == pytest.approx(0.7, abs=0.015)
-    assert sizes[VALIDATION] / 10_000 == pytest.approx(0.2, abs=0.012)
-    assert sizes[TEST] / 10_000 == pytest.approx(0.1, abs=0.01)
+    assert sizes[PROMOTION] / 10_000 == pytest.approx(0.1, abs=0.01)
+    assert sizes[TRAIN] / 10_000 == pytest.approx(0.9 * 0.7, abs=0.015)
+    assert sizes[VALIDATION] / 10_000 == pytest.approx(0.9 * 0.2, abs=0.012)
+    assert sizes[TEST] / 10_000 == pytest.approx(0.9 * 0.1, abs=0.01)
 
 
 def test_a_device_has_its_split_whatever_the_devices_beside_it(spark: SparkSession) -> None:
@@ -193,13 +205,80 @@ def test_another_seed_splits_otherwise(spark: SparkSession) -> None:
     assert splits_of(spark, range(100), seed=1) != splits_of(spark, range(100), seed=2)
 
 
+def devices_in(splits: dict[str, int], split: int) -> set[str]:
+    return {device for device, found in splits.items() if found == split}
+
+
+def test_the_devices_kept_for_promotion_are_the_same_whatever_the_seed_and_the_other_fractions(
+    spark: SparkSession,
+) -> None:
+    kept = devices_in(splits_of(spark, range(500)), PROMOTION)
+    assert kept == devices_in(splits_of(spark, range(500), seed=1), PROMOTION)
+    assert kept == devices_in(splits_of(spark, range(500), validation_fraction=0.4), PROMOTION)
+    assert kept
+
+
+def test_a_larger_block_holds_the_smaller_one_and_moves_no_other_device(spark: SparkSession) -> None:
+    small, large = splits_of(spark, range(500)), splits_of(spark, range(500), block=PromotionBlock(0.3))
+    assert devices_in(small, PROMOTION) < devices_in(large, PROMOTION)
+    assert [split for device, split in large.items() if split not in (PROMOTION, small[device])] == []
+
+
+@pytest.mark.parametrize(
+    ("former", "kept_out"),
+    [
+        (PromotionBlock(0.1), True),
+        (PromotionBlock(0.2), True),
+        (PromotionBlock(0.05), False),
+        (PromotionBlock(0.1, salt="another"), False),
+        (None, False),
+    ],
+)
+def test_a_block_was_kept_out_by_what_kept_as_much_of_the_same_salt(
+    former: PromotionBlock | None, kept_out: bool
+) -> None:
+    assert PromotionBlock(0.1).kept_out_by(former) is kept_out
+
+
+def test_a_block_is_read_as_it_was_recorded() -> None:
+    assert PromotionBlock.of({"promotion_block": PromotionBlock(0.2).to_dict()}) == PromotionBlock(0.2)
+    assert PromotionBlock.of({}) is None  # as every training set before there were blocks
+
+
 def test_a_device_is_in_the_split_that_it_was_in_in_every_version_of_this_code(frame: Frame) -> None:
     # Were a device to change its split, a champion's test rows could be a challenger's training rows.
     devices = frame("device_id string", [(f"device-{number}",) for number in range(12)])
-    rows = devices.withColumn("split", split_devices(7, 0.25, 0.25)).orderBy(
+    rows = devices.withColumn("split", split_devices(7, 0.25, 0.25, PromotionBlock(0.25))).orderBy(
         F.length("device_id"), "device_id"
     )
-    assert [row["split"] for row in rows.toArrow().to_pylist()] == [1, 0, 2, 0, 1, 1, 2, 2, 0, 1, 1, 1]
+    # The two that are kept for promotion were in 1 and 2 before there was a block; no other one has moved.
+    assert [row["split"] for row in rows.toArrow().to_pylist()] == [3, 0, 3, 0, 1, 1, 2, 2, 0, 1, 1, 1]
+
+
+# --- whose rows they are --------------------------------------------------------------------------
+
+
+def test_rows_of_a_device_have_one_number(tmp_path: Path) -> None:
+    columns = {
+        "device_id": ["b", "a", "b", "c", "b"],
+        "label": pa.array([0, 1, 0, 0, 1], pa.int8()),
+        "split": pa.array([PROMOTION, PROMOTION, TRAIN, PROMOTION, PROMOTION], pa.int8()),
+        "apps": pa.array([[2]] * 5, pa.list_(pa.int32())),
+    }
+    path = tmp_path / "part-0.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    files = TrainingFiles([path], ["apps"])
+    assert files.devices(PROMOTION).tolist() == [1, 0, 2, 1]
+    assert files.read([PROMOTION]).labels.tolist() == [0, 1, 0, 1]
+    assert files.devices(TEST).tolist() == []
+
+
+def test_files_that_do_not_say_whose_rows_they_hold_are_refused(tmp_path: Path) -> None:
+    columns = {"label": pa.array([1], pa.int8()), "split": pa.array([PROMOTION], pa.int8())}
+    path = tmp_path / "part-0.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(DataError, match=r"(?s)does not say whose rows.*'label', 'split'.*device_id"):
+        TrainingFiles([path], []).devices(PROMOTION)
 
 
 # --- encoding and counting ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Training, calibrating, measuring and bundling the candidates alike, and choosing the one that serves."""
+"""Calibrating, measuring and bundling the candidates alike. Which one serves: `champion_model`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,8 @@ import numpy as np
 from pipelines.steps.blend_model import BlendedModel
 from pipelines.steps.calibration import Calibration, correct_for_sampling, fit_calibration
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import Scorer, TrainedModel, load_bundle, write_bundle
-from pipelines.steps.model_comparison import (
-    Difference,
-    Metrics,
-    Threshold,
-    choose_champion,
-    compare_auc,
-    evaluate,
-    threshold_for_precision,
-)
+from pipelines.steps.model_bundle import TrainedModel, load_bundle, write_bundle
+from pipelines.steps.model_comparison import Metrics, Threshold, evaluate, threshold_for_precision
 from pipelines.steps.project import SegmentSpec
 from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows
 
@@ -92,95 +84,23 @@ def bundle_candidate(
     return measured
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which model serves.
-
-    Attributes:
-        name: A candidate, or BLEND.
-        best_single: The candidate that ranks the validation rows best.
-        blend_gain: Validation AUC of the blend above that one's.
-    """
-
-    name: str
-    best_single: str
-    blend_gain: Difference
-
-
-def choose(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], *, seed: int = 0) -> Choice:
-    """The candidate with the highest validation AUC, or the blend where it is better beyond chance.
-
-    The blend costs all candidates' time to score, so a gain that could be none is no reason for it.
-
-    Args:
-        labels: [rows] of the VALIDATION rows.
-        probabilities: Model → its probabilities [rows], BLEND's among them.
-        seed: Of the bootstrap.
-    """
-    single = {name: evaluate(labels, found) for name, found in probabilities.items() if name != BLEND}
-    best = choose_champion(single)
-    gain = compare_auc(labels, probabilities[BLEND], probabilities[best], seed=seed)
-    return Choice(BLEND if gain.low > 0 else best, best, gain)
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """Whether a champion may be replaced.
-
-    Attributes:
-        gain: Validation AUC of the new one above the former's, on the same rows; None where there is none.
-        max_auc_loss: What the new one may lack.
-    """
-
-    gain: Difference | None
-    max_auc_loss: float
-
-    @property
-    def auc_behind(self) -> float:
-        """By how much the new one ranks worse; below 0 where it ranks better, 0 where there is no former."""
-        return -self.gain.value if self.gain else 0.0
-
-    @property
-    def accepted(self) -> bool:
-        return self.auc_behind <= self.max_auc_loss
-
-
-def compare_with_former(
-    validation: TrainingRows, scorer: Scorer, former: Scorer | None, max_auc_loss: float, *, seed: int = 0
-) -> Promotion:
-    """Measures a new champion and the former one on the same rows, each with its own vocabulary.
-
-    Args:
-        validation: Rows that trained neither, encoded with the new one's vocabulary.
-        scorer: The new one.
-        former: The one that serves; None where there is none.
-        max_auc_loss: What the new one may lack.
-        seed: Of the bootstrap.
-    """
-    if former is None:
-        return Promotion(None, max_auc_loss)
-    rows = former.vocabulary.translate(validation.bags, scorer.vocabulary)
-    new, old = scorer.score(validation.bags), former.score(rows)
-    return Promotion(compare_auc(validation.labels, new, old, seed=seed), max_auc_loss)
-
-
 def blend_of(members: Mapping[str, Path]) -> BlendedModel:
     """The candidates' bundles as one model."""
     return BlendedModel({name: members[name] for name in CANDIDATES if name in members})
 
 
 def find_thresholds(
-    scorer: Scorer, rows: TrainingRows, segments: Sequence[SegmentSpec]
+    labels: np.ndarray, probabilities: np.ndarray, segments: Sequence[SegmentSpec]
 ) -> dict[str, Threshold | None]:
-    """For each segment by minimum precision, the cut that reached it on the validation devices."""
-    wanted = {
-        segment.name: segment.min_precision for segment in segments if segment.min_precision is not None
-    }
-    if not wanted:
-        return {}
-    validation = rows.subset(VALIDATION)
-    probabilities = scorer.score(validation.bags)
+    """For each segment by minimum precision, the cut that reached it.
+
+    Args:
+        labels: [rows] of the VALIDATION rows.
+        probabilities: [rows], the model's.
+        segments: The audience's.
+    """
     return {
-        name: threshold_for_precision(validation.labels, probabilities, precision)
-        for name, precision in wanted.items()
+        segment.name: threshold_for_precision(labels, probabilities, segment.min_precision)
+        for segment in segments
+        if segment.min_precision is not None
     }

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 from tabulate import tabulate
 
+from pipelines.steps.champion_model import SEEN_BY_FORMER, Promotion
 from pipelines.steps.model_comparison import Difference, Metrics, comparison_table
 from pipelines.steps.model_report import Report
 
@@ -49,6 +50,7 @@ def make_card(
     report: Report,
     metrics: Mapping[str, Metrics],
     differences: Mapping[str, Difference] | None = None,
+    promotion: Promotion | None = None,
 ) -> Card:
     """Writes a card.
 
@@ -58,17 +60,21 @@ def make_card(
         report: The model on the test split.
         metrics: Model → metrics on the test split, this one's first.
         differences: Model → AUC of this one above it on the test split.
+        promotion: Whether it serves, decided on the promotion split.
     """
     parts = [
         f"# {title}",
         _table([[name, value] for name, value in facts.items()], ["", ""]),
-        "All figures are of the test devices, which trained, tuned and chose nothing. Intervals are of 95 %.",
+        *(_promoted(promotion) if promotion else []),
+        "All figures"
+        + (" below" if promotion else "")
+        + " are of the test devices, which trained, tuned and chose nothing. Intervals are of 95 %.",
         f"![{PLOTS_TITLE}]({PLOTS_FILE})",
         "## Metrics",
         comparison_table(metrics),
     ]
     if differences:
-        lines = [[name, f"{d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f})"] for name, d in differences.items()]
+        lines = [[name, d] for name, d in differences.items()]
         parts += [
             "AUC above each other model's, by a paired bootstrap:",
             _table(lines, ["model", "AUC above"]),
@@ -132,6 +138,27 @@ def draw_curves(epochs: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _table(lines: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
     return str(tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True))
+
+
+def _promoted(promotion: Promotion) -> list[str]:
+    """What was decided, and the rows that it was decided on."""
+    lines: list[list[object]] = [
+        ["promotion rows", f"{promotion.rows:,}"],
+        ["positives", f"{promotion.positives:,}"],
+        ["devices of the rarer label", f"{promotion.rarer_devices:,}"],
+        ["AUC", promotion.auc or "–"],
+        ["former champion", promotion.former or "none"],
+        ["AUC above the former's", promotion.gain or "–"],
+    ]
+    verdict = "serves" if promotion.accepted else "does not serve"
+    return [
+        "## Promotion",
+        f"This model **{verdict}**: {promotion.reason}.",
+        "Decided on devices that are kept for this alone: they trained, stopped, tuned, calibrated and chose "
+        "nothing, whatever the seed."
+        + (f" But {SEEN_BY_FORMER}." if promotion.former_may_have_seen_rows else ""),
+        _table(lines, ["", ""]),
+    ]
 
 
 def _delivered(report: Report) -> str:

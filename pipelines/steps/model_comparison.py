@@ -1,9 +1,9 @@
-"""How good each model is, on the same rows, and which one should serve.
+"""How good each model is, on the same rows.
 
 Everything here reads labels and probabilities only, so it judges any kind of model alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -111,12 +111,53 @@ class Difference:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
+
+
+def measure_auc(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    devices: np.ndarray | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """AUC of one model with a bootstrap's interval.
+
+    Args:
+        labels: [rows], 0 or 1.
+        probabilities: [rows], the model's.
+        devices: [rows], whose row it is, from 0; each row is a device of its own where None is given. Whole
+            devices are drawn, because what a device does on one as-of day it tends to do on the next.
+        resamples: Of the devices, with replacement.
+        seed: Of the resamples.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    auc = _WeightedAuc(labels, probabilities)
+    drawn = [auc(weights) for weights in _resampled(len(labels), devices, resamples, seed)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])  # a resample of one class has no AUC
+    return Interval(auc(np.ones(len(labels))), float(low), float(high))
+
 
 def compare_auc(
     labels: np.ndarray,
     probabilities: np.ndarray,
     others: np.ndarray,
     *,
+    devices: np.ndarray | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
@@ -126,20 +167,27 @@ def compare_auc(
         labels: [rows], 0 or 1.
         probabilities: [rows], the one model's.
         others: [rows], the other's.
-        resamples: Of the rows, with replacement.
+        devices: As for `measure_auc`.
+        resamples: Of the devices, with replacement.
         seed: Of the resamples.
     """
     labels, probabilities = _checked(labels, probabilities)
     _, others = _checked(labels, others)
-    random = np.random.default_rng(seed)
     first, second = _WeightedAuc(labels, probabilities), _WeightedAuc(labels, others)
-    differences = []
-    for _ in range(resamples):
-        weights = np.bincount(random.integers(0, len(labels), len(labels)), minlength=len(labels))
-        differences.append(first(weights) - second(weights))
+    drawn = _resampled(len(labels), devices, resamples, seed)
+    differences = [first(weights) - second(weights) for weights in drawn]
     low, high = np.nanpercentile(differences, [2.5, 97.5])  # a resample of one class has no AUC
     everything = np.ones(len(labels))
     return Difference(first(everything) - second(everything), float(low), float(high))
+
+
+def _resampled(rows: int, devices: np.ndarray | None, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each row is drawn, [rows], for each resample."""
+    random = np.random.default_rng(seed)
+    count = rows if devices is None else int(devices.max()) + 1
+    for _ in range(resamples):
+        weights = np.bincount(random.integers(0, count, count), minlength=count)
+        yield weights if devices is None else weights[devices]
 
 
 class _WeightedAuc:
@@ -192,34 +240,6 @@ def comparison_table(metrics_by_model: Mapping[str, Metrics]) -> str:
         cells = [f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def choose_champion(validation_metrics_by_model: Mapping[str, Metrics]) -> str:
-    """The model with the highest validation AUC; ties go to average precision, then to the name.
-
-    Raises:
-        TrainingError: There is no candidate, or the candidates were measured on different rows.
-    """
-    if not validation_metrics_by_model:
-        raise TrainingError(
-            "there is no candidate for champion",
-            found="no models",
-            expected="at least one measured model",
-            remedy="materialize dnn_model, xgboost_model or logistic_model first",
-        )
-    measured_on = {name: (m.rows, m.positives) for name, m in validation_metrics_by_model.items()}
-    if len(set(measured_on.values())) > 1:
-        raise TrainingError(
-            "the candidates were measured on different rows",
-            found=measured_on,
-            expected="the same rows and positives for every candidate",
-            remedy="train all candidates on one training_set",
-        )
-    ranked = sorted(
-        validation_metrics_by_model.items(),
-        key=lambda item: (-item[1].auc, -item[1].average_precision, item[0]),
-    )
-    return ranked[0][0]
 
 
 def threshold_for_precision(

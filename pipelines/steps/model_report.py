@@ -269,17 +269,21 @@ class Report:
 
 
 def report_model(
-    scorer: Scorer, labels: np.ndarray, rows: EncodedRows, thresholds: Mapping[str, float | None]
+    scorer: Scorer,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    rows: EncodedRows,
+    thresholds: Mapping[str, float | None],
 ) -> Report:
     """Looks at a model through its scorer.
 
     Args:
         scorer: The bundle, loaded.
         labels: float32 [rows].
+        probabilities: float32 [rows], the scorer's of these rows.
         rows: The same rows, encoded; those of the test split.
         thresholds: Segment → cut, chosen on other rows.
     """
-    probabilities = scorer.score(rows)
     return Report(
         labels,
         probabilities,

@@ -343,16 +343,19 @@ class Training(_Section):
         seed: Of the split, the initial weights and the order of rows.
         max_epochs: Passes over the training rows at most.
         patience: Stop after so many passes without a better validation AUC.
-        validation_fraction: Share of devices kept for early stopping.
-        test_fraction: Share of devices that only the comparison of models sees.
+        promotion_fraction: Share of devices that only decide whether a new champion serves. The same devices
+            whatever the seed, so that the former champion has not seen them either.
+        validation_fraction: Share of the other devices that stops, tunes, calibrates and chooses.
+        test_fraction: Share of the other devices that is only reported on.
         negatives_kept: Share of the training devices without a conversion that are trained on, where they
             are too many; probabilities are corrected for it.
-        max_auc_loss: A new champion may rank the validation devices worse than the former one by this much.
+        max_auc_loss: A new champion may rank the promotion devices worse than the former one by this much.
     """
 
     seed: int = Field(default=0, ge=0)
     max_epochs: int = Field(default=40, ge=1, le=40)
     patience: int = Field(default=15, ge=1)
+    promotion_fraction: Share = 0.1
     validation_fraction: Share = 0.2
     test_fraction: Share = 0.2
     negatives_kept: float = Field(default=1.0, ge=0.0001, le=1)
@@ -360,12 +363,13 @@ class Training(_Section):
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> Self:
-        held_out = self.validation_fraction + self.test_fraction
-        if held_out >= 1:
+        held_out = [self.validation_fraction, self.test_fraction, self.promotion_fraction]
+        if sum(held_out) >= 1:
             raise problem(
-                "validation_fraction and test_fraction that leave rows to train on: a sum below 1",
+                "validation_fraction, test_fraction and promotion_fraction that leave rows to train on: "
+                "a sum below 1",
                 "lower one of them",
-                found=f"{self.validation_fraction} + {self.test_fraction}",
+                found=" + ".join(map(str, held_out)),
             )
         return self
 

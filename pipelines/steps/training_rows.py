@@ -20,7 +20,14 @@ from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged
 TRAIN = 0
 VALIDATION = 1
 TEST = 2
-SPLIT_NAMES: Mapping[int, str] = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+PROMOTION = 3
+"""Rows that decide whether a new champion serves; nothing of a training may read them."""
+SPLIT_NAMES: Mapping[int, str] = {
+    TRAIN: "train",
+    VALIDATION: "validation",
+    TEST: "test",
+    PROMOTION: "promotion",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class TrainingRows:
 
     Attributes:
         labels: float32 [rows], 0 or 1.
-        split: int8 [rows], one of TRAIN, VALIDATION, TEST.
+        split: int8 [rows], one of TRAIN, VALIDATION, TEST, PROMOTION.
         bags: Field name → ids of every row, in field order.
     """
 
@@ -80,6 +87,7 @@ class TrainingFiles:
                 expected="at least one Parquet file",
                 remedy="materialize training_set first",
             )
+        self.paths = tuple(paths)
         self._fields = list(fields)
         self._groups: list[tuple[Path, int]] = []
         for path in paths:
@@ -107,6 +115,15 @@ class TrainingFiles:
         """float32 [rows of the split], in the order of the files."""
         found = [self._read(group, []).subset(split).labels for group in range(self.groups)]
         return np.concatenate(found) if found else np.empty(0, dtype=np.float32)
+
+    def devices(self, split: int) -> np.ndarray:
+        """A number for each row of the split, in the order of the files: that of its device.
+
+        Raises:
+            DataError: The files do not say whose rows they hold.
+        """
+        ids = [self._read_devices(group, split) for group in range(self.groups)]
+        return np.unique(np.concatenate(ids), return_inverse=True)[1] if ids else np.empty(0, dtype=np.int64)
 
     def count(self, split: int) -> int:
         """Rows of the split."""
@@ -136,6 +153,20 @@ class TrainingFiles:
         paths = sorted({path for path, _ in self._groups})
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         return hashlib.sha256(repr((stats, self._fields)).encode()).digest()
+
+    def _read_devices(self, group: int, split: int) -> np.ndarray:
+        path, number = self._groups[group]
+        with _open_parquet(path) as file:
+            if "device_id" not in file.schema_arrow.names:
+                raise DataError(
+                    f"training set file {path} does not say whose rows it holds",
+                    found=file.schema_arrow.names,
+                    expected="the column device_id",
+                    remedy="materialize training_set again",
+                )
+            table = file.read_row_group(number, columns=["device_id", "split"])
+        own = table.filter(_flat_column(path, table, "split") == split)
+        return np.asarray(own.column("device_id").to_pylist(), dtype=object)
 
     def _read(self, group: int, fields: Sequence[str]) -> TrainingRows:
         path, number = self._groups[group]

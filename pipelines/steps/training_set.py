@@ -1,7 +1,9 @@
 """Labelled, encoded rows: as-of snapshots × devices, labels strictly after the as-of day."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +14,40 @@ from pyspark.sql.types import ArrayType, IntegerType, StructType
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import Ragged, Vocabulary
 from pipelines.steps.project import Audience, RollingDays
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION
+from pipelines.steps.training_rows import PROMOTION, TEST, TRAIN, VALIDATION
 
 SAMPLE_GRAIN = 1_000_000
 """Negatives are drawn to a millionth."""
 SPLIT_GRAIN = 10_000
 """Devices are split to a ten-thousandth."""
+PROMOTION_SALT = "promotion"
+"""Decides, without any seed, which devices are kept for promotion. Another one: others are kept."""
+
+
+@dataclass(frozen=True)
+class PromotionBlock:
+    """The devices kept for promotion: of two blocks of one salt, the smaller lies within the larger.
+
+    Attributes:
+        fraction: Share of all devices.
+        salt: Of the hash.
+    """
+
+    fraction: float
+    salt: str = PROMOTION_SALT
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, properties: Mapping[str, Any]) -> "PromotionBlock | None":
+        """The block that a training set or a model was made with; None where it knew of none."""
+        plain = properties.get("promotion_block")
+        return cls(**plain) if plain else None
+
+    def kept_out_by(self, other: "PromotionBlock | None") -> bool:
+        """Whether what was trained beside the other block saw none of this one's devices."""
+        return other is not None and other.salt == self.salt and other.fraction >= self.fraction
 
 
 def label_days(as_of: date, horizon_days: int) -> list[date]:
@@ -78,7 +108,12 @@ def build_rows(
         `device_id`, `day`, `label`, `split` and one array<int> per field.
     """
     training = audience.training
-    split = split_devices(training.seed, training.validation_fraction, training.test_fraction)
+    split = split_devices(
+        training.seed,
+        training.validation_fraction,
+        training.test_fraction,
+        PromotionBlock(training.promotion_fraction),
+    )
     labelled = label_devices(feature_tokens, events, audience.label.predicate, audience.horizon_days)
     kept = keep_negatives(training.seed, training.negatives_kept)
     return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
@@ -87,7 +122,7 @@ def build_rows(
 def keep_negatives(seed: int, share: float) -> Column:
     """Which rows are kept: a share of the TRAIN rows labelled 0, by a seeded hash, and all others.
 
-    Validation and test keep every row, so that what is measured on them is what happens.
+    The other splits keep every row, so that what is measured on them is what happens.
     """
     if share == 1:
         return F.lit(True)
@@ -121,12 +156,24 @@ def label_devices(
     return feature_tokens.join(positive, ["device_id", "day"], "left").fillna({"label": 0})
 
 
-def split_devices(seed: int, validation_fraction: float, test_fraction: float) -> Column:
-    """The split of a device, by a seeded hash of its id: the same on all its as-of days."""
+def split_devices(
+    seed: int, validation_fraction: float, test_fraction: float, block: PromotionBlock
+) -> Column:
+    """The split of a device, by hashes of its id: the same on all its as-of days.
+
+    Which devices are kept for promotion depends on neither seed nor the other fractions, and which of the
+    other splits a device is in does not depend on the block.
+    """
+    kept = F.pmod(F.xxhash64(F.lit(block.salt), F.col("device_id")), F.lit(SPLIT_GRAIN))
     position = F.pmod(F.xxhash64(F.lit(seed), F.col("device_id")), F.lit(SPLIT_GRAIN))
     test_end = round(test_fraction * SPLIT_GRAIN)
     validation_end = test_end + round(validation_fraction * SPLIT_GRAIN)
-    split = F.when(position < test_end, TEST).when(position < validation_end, VALIDATION).otherwise(TRAIN)
+    split = (
+        F.when(kept < round(block.fraction * SPLIT_GRAIN), PROMOTION)
+        .when(position < test_end, TEST)
+        .when(position < validation_end, VALIDATION)
+        .otherwise(TRAIN)
+    )
     return split.cast("tinyint")
 
 

@@ -1,0 +1,301 @@
+"""champion_model: the best candidate, or their blend; it serves where the promotion rows say that it may."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+
+from assets.candidate_models import TrainingData, cuts_of, keep_card, keep_model, read_training_data
+from pipelines.steps.candidate_models import BLEND, CANDIDATES, Measured, blend_of, find_thresholds
+from pipelines.steps.champion_model import (
+    CHANCE,
+    ENOUGH_DEVICES,
+    Former,
+    Promotion,
+    PromotionRows,
+    ask_former,
+    choose,
+    decide_promotion,
+)
+from pipelines.steps.errors import BundleError, TrainingError
+from pipelines.steps.feature_vocabulary import Vocabulary
+from pipelines.steps.model_bundle import Scorer, load_bundle
+from pipelines.steps.model_card import Card
+from pipelines.steps.model_comparison import compare_auc
+from pipelines.steps.project import Audience
+from pipelines.steps.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
+from pipelines.steps.training_set import PromotionBlock
+from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
+from resources.lake import Lake
+from resources.model_log import CHALLENGER, CHAMPION, ModelRecord
+from resources.model_store import ModelStore
+
+CHALLENGER_CHECKS = [
+    Check(
+        "champion_is_best_candidate",
+        "no candidate has a higher validation AUC",
+        [expect("ExpectColumnValuesToBeBetween", column="auc_behind_best", max_value=0)],
+    ),
+    Check(
+        "better_than_chance_on_promotion_rows",
+        "its AUC on rows that chose nothing is above 0.5 beyond chance (lower end of the 95% interval), on "
+        "enough devices to tell; else nothing is promoted",
+        [
+            expect("ExpectColumnValuesToBeBetween", column="rarer_devices", min_value=ENOUGH_DEVICES),
+            expect("ExpectColumnValuesToNotBeNull", column="auc_low"),
+            expect("ExpectColumnValuesToBeBetween", column="auc_low", min_value=CHANCE, strict_min=True),
+        ],
+    ),
+    Check(
+        "not_worse_than_former",
+        "it ranks the same promotion rows no worse than what served before by more than the audience's "
+        "max_auc_loss; else the former one goes on serving",
+        [expect("ExpectColumnValuesToBeBetween", column="auc_lost_beyond_margin", max_value=0)],
+    ),
+]
+SERVING_CHECKS = [
+    Check(
+        "champion_scores",
+        "its bundle loads and its vocabulary is the one its rows were encoded with",
+        [expect("ExpectColumnPairValuesToBeEqual", column_A="bundle_vocabulary", column_B="rows_vocabulary")],
+    ),
+]
+
+
+def key_of(audience: Audience) -> dg.AssetKey:
+    return dg.AssetKey([audience.name, "champion_model"])
+
+
+def blocking_checks() -> list[str]:
+    """What must have passed before anything that the champion scored is delivered."""
+    return blocking_names([*CHALLENGER_CHECKS, *SERVING_CHECKS])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model and its probabilities, each split scored once.
+
+    Attributes:
+        record: Which version.
+        scorer: Its bundle, loaded.
+        validation: [rows] of the VALIDATION rows.
+        test: [rows] of the TEST rows.
+    """
+
+    record: ModelRecord
+    scorer: Scorer
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    key, seed = key_of(audience), audience.training.seed
+
+    @dg.asset(
+        key=key, deps=[[audience.name, f"{name}_model"] for name in CANDIDATES], group_name=audience.name
+    )
+    def champion_model(
+        context: dg.AssetExecutionContext, lake: Lake, models: ModelStore
+    ) -> dg.MaterializeResult[None]:
+        """The candidate that ranks the validation devices best, or all together.
+
+        It serves from now on where it is better than chance, and no worse than the former one, on the
+        devices kept for promotion.
+        """
+        candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
+        data = read_training_data(audience, lake, models)
+        _require_same_rows(candidates, data.partition.version)
+        block = _block_of(data, audience)
+        rows = data.files.read([VALIDATION, TEST, PROMOTION])
+        validation, test, kept = (rows.subset(split) for split in (VALIDATION, TEST, PROMOTION))
+        blend = blend_of({name: models.bundle(record) for name, record in candidates.items()})
+        records = {**candidates, BLEND: keep_model(BLEND, blend, audience, data, rows, models)}
+        scored = {name: _score(record, validation, test, models) for name, record in records.items()}
+        choice = choose(
+            validation.labels, {name: each.validation for name, each in scored.items()}, seed=seed
+        )
+        chosen = scored[choice.name]
+        # Again, though the candidate has some: the segments asked for may have changed since it was trained.
+        thresholds = find_thresholds(validation.labels, chosen.validation, audience.segments)
+        promotion = decide_promotion(
+            PromotionRows(kept.labels, data.files.devices(PROMOTION)),
+            chosen.scorer.score(kept.bags),
+            _former(context, audience, block, kept, data.vocabulary, models),
+            audience.training.max_auc_loss,
+            seed=seed,
+        )
+        properties = {
+            **chosen.record.properties,
+            "model": choice.name,
+            "candidates": {name: record.version for name, record in candidates.items()},
+            "thresholds": cuts_of(thresholds),
+            "promotion": promotion.to_dict(),
+        }
+        challenger = models.record(ModelRecord(audience.name, CHALLENGER, chosen.record.version, properties))
+        if promotion.accepted:
+            models.record(replace(challenger, model=CHAMPION))
+        card = _keep_cards(challenger, choice.name, scored, test, promotion, audience, models)
+        metrics = Measured.from_dict(chosen.record.properties["metrics"])
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(challenger.version),
+            metadata={
+                **challenger.summary(),
+                **_described(promotion, block),
+                "thresholds": {segment: cut.__dict__ if cut else None for segment, cut in thresholds.items()},
+                "card": dg.MetadataValue.md(card.inline()),
+                "card_path": dg.MetadataValue.path(str(models.card(challenger))),
+                "blend above the best candidate (validation AUC)": (
+                    f"{choice.blend_gain} over {choice.best_single}"
+                ),
+                "validation_auc": metrics.validation.auc,
+                "test_auc": metrics.test.auc,
+            },
+        )
+
+    return [champion_model, _champion_checks(audience, key)]
+
+
+def _score(record: ModelRecord, validation: TrainingRows, test: TrainingRows, models: ModelStore) -> Scored:
+    scorer = models.load(record.audience, record.model, record.version)
+    return Scored(record, scorer, scorer.score(validation.bags), scorer.score(test.bags))
+
+
+def _keep_cards(
+    challenger: ModelRecord,
+    chosen: str,
+    scored: Mapping[str, Scored],
+    test: TrainingRows,
+    promotion: Promotion,
+    audience: Audience,
+    models: ModelStore,
+) -> Card:
+    """Keeps the blend's card, as each candidate has one, and the challenger's, which is handed out."""
+    metrics = {n: Measured.from_dict(each.record.properties["metrics"]).test for n, each in scored.items()}
+    if chosen != BLEND:
+        own = scored[BLEND]
+        keep_card(own.record, own.scorer, audience, test, own.test, models, {BLEND: metrics[BLEND]})
+    own, seed = scored[chosen], audience.training.seed
+    differences = {
+        name: compare_auc(test.labels, own.test, each.test, seed=seed)
+        for name, each in scored.items()
+        if name != chosen
+    }
+    return keep_card(
+        challenger,
+        own.scorer,
+        audience,
+        test,
+        own.test,
+        models,
+        {chosen: metrics[chosen], **metrics},
+        differences,
+        promotion,
+    )
+
+
+def _former(
+    context: dg.AssetExecutionContext,
+    audience: Audience,
+    block: PromotionBlock,
+    kept: TrainingRows,
+    vocabulary: Vocabulary,
+    models: ModelStore,
+) -> Former | None:
+    """The champion that serves now, if there is one, asked in its own vocabulary."""
+    if CHAMPION not in models.models(audience.name):
+        return None
+    record = models.current(audience.name, CHAMPION)
+    seen = not block.kept_out_by(PromotionBlock.of(record.properties))
+    try:
+        scorer = models.load(audience.name, version=record.version)
+    except BundleError as error:
+        context.log.warning(f"the former champion cannot be compared with: {error}")
+        return Former(record.version, None, seen)
+    return Former(record.version, ask_former(scorer, kept.bags, vocabulary), seen)
+
+
+def _described(promotion: Promotion, block: PromotionBlock) -> dict[str, Any]:
+    return {
+        "serves": promotion.accepted,
+        "reason": promotion.reason,
+        "promotion_rows": promotion.rows,
+        "promotion_positives": promotion.positives,
+        "promotion_fraction": block.fraction,
+        **({"promotion_auc": promotion.auc.value} if promotion.auc else {}),
+        **({"AUC on the promotion rows": str(promotion.auc)} if promotion.auc else {}),
+        **({"auc above the former champion": str(promotion.gain)} if promotion.gain else {}),
+        "the former may have been trained on these devices": promotion.former_may_have_seen_rows,
+    }
+
+
+def _block_of(data: TrainingData, audience: Audience) -> PromotionBlock:
+    block = PromotionBlock.of(data.partition.properties)
+    if block is None:
+        raise TrainingError(
+            f"the training set of {audience.name} keeps no devices for promotion",
+            found=f"version {data.partition.version}, made before there was training.promotion_fraction",
+            expected=f"{audience.training.promotion_fraction} of the devices in a split of their own",
+            remedy="run the training job, which makes it again",
+        )
+    return block
+
+
+def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str) -> None:
+    trained_on = {name: record.properties["training_set"] for name, record in candidates.items()}
+    if set(trained_on.values()) != {training_set}:
+        raise TrainingError(
+            "the candidates were not all trained on the current training set",
+            found=trained_on,
+            expected=training_set,
+            remedy="run the training job, which trains all of them",
+        )
+
+
+def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefinition:
+    @dg.multi_asset_check(
+        name=f"{audience.name}_champion_model_checks",
+        specs=check_specs(key, [*CHALLENGER_CHECKS, *SERVING_CHECKS]),
+    )
+    def champion_checks(
+        context: dg.AssetCheckExecutionContext, models: ModelStore
+    ) -> Iterator[dg.AssetCheckResult]:
+        challenger = models.current(audience.name, CHALLENGER)
+        promoted = CHAMPION in models.models(audience.name)
+        serving = models.current(audience.name, CHAMPION) if promoted else challenger
+        found = challenger.properties
+        if "candidates" not in found:
+            raise TrainingError(
+                f"the challenger of {audience.name} was never measured on devices kept for promotion",
+                found=f"version {challenger.version}, chosen before there were any",
+                expected="what it was chosen from, and its AUC on the promotion rows",
+                remedy="run the training job",
+            )
+        # of the versions that it was chosen from; without the blend, which serves only where it gains
+        aucs = [
+            models.find(audience.name, name, version).properties["metrics"]["validation"]["auc"]
+            for name, version in found["candidates"].items()
+        ]
+        promotion = found["promotion"]
+        evidence = pd.DataFrame(
+            {
+                "auc_behind_best": [max(aucs) - found["metrics"]["validation"]["auc"]],
+                "rarer_devices": [promotion["rarer_devices"]],
+                "auc_low": pd.Series([promotion["auc_low"]], dtype="float64"),
+                "auc_lost_beyond_margin": [promotion["auc_behind"] - promotion["max_auc_loss"]],
+            }
+        )
+        decided = {name: promotion[name] for name in ("accepted", "reason", "rows", "positives")}
+        subjects = [Subject(challenger.version)]
+        yield from report(context, evaluate(key, CHALLENGER_CHECKS, evidence, subjects, decided))
+        scores = pd.DataFrame(
+            {
+                "bundle_vocabulary": [load_bundle(models.bundle(serving)).vocabulary.hash],
+                "rows_vocabulary": [serving.properties["vocabulary_hash"]],
+            }
+        )
+        yield from report(context, evaluate(key, SERVING_CHECKS, scores, [Subject(serving.version)]))
+
+    return champion_checks
