@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import PrivateAttr
+
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import (
