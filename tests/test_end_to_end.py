@@ -31,7 +31,7 @@ from pipelines.steps.training_rows import (
 )
 from pipelines.steps.training_set import PromotionBlock
 from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
-from resources.lake import Lake
+from resources.lake import Lake, Snapshot
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
@@ -394,8 +394,8 @@ def test_a_bundle_names_the_training_set_that_it_read_though_another_run_replace
     read = project.lake.partition("training_set", "car_buyers").version
 
     class BusyLake(Lake):
-        def files(self, table: str, keys: Iterable[str]) -> list[Path]:
-            found = super().files(table, keys)
+        def snapshot(self, table: str, keys: Iterable[str]) -> Snapshot:
+            found = super().snapshot(table, keys)
             if table == "training_set":
                 pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"version": "another"}))
             return found
