@@ -56,14 +56,22 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         days = [day.isoformat() for day in days_of(context)]
         for day in days:
             _require_passed(context.instance, needed, day)
-        sent, places = 0, []
+        sent, places, repaired = 0, [], []
         for delivery in [d for day in days for d in _to_deliver(audience, lake, day)]:
             for destination in audience.destinations:
-                _, new = destinations.publish(delivery, destination)
-                sent += delivery.rows if new else 0
+                published = destinations.publish(delivery, destination)
+                sent += delivery.rows if published.sent else 0
                 places.append(str(_place(destinations, delivery, destination)))
+                if published.repaired is not None:
+                    repaired.append(f"{places[-1]}: {published.repaired}")
         return dg.MaterializeResult(
-            metadata={"rows_sent": sent, "files": len(places), "days": len(days), "places": places}
+            metadata={
+                "rows_sent": sent,
+                "files": len(places),
+                "days": len(days),
+                "places": places,
+                "repaired": repaired,
+            }
         )
 
     @dg.multi_asset_check(name=f"{audience.name}_deliveries_checks", specs=check_specs(key, CHECKS))
@@ -87,7 +95,8 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
 
 def _to_deliver(audience: Audience, lake: Lake, day: str) -> list[Delivery]:
     key = f"{audience.name}/{day}"
-    version = lake.partition("predictions", key).properties["bundles"][audience.name]
+    scored = lake.partition("predictions", key)
+    segments_version = lake.partition("segments", key).version
     files = lake.files("segments", [key])
     rows = ds.dataset(files, format="parquet")
     return [
@@ -97,7 +106,9 @@ def _to_deliver(audience: Audience, lake: Lake, day: str) -> list[Delivery]:
             day,
             files,
             rows.count_rows(filter=pc.field("segment") == segment.name),
-            version,
+            scored.properties["bundles"][audience.name],
+            segments_version,
+            scored.version,
         )
         for segment in audience.segments
     ]

@@ -18,10 +18,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.steps.candidate_models import CANDIDATES
-from pipelines.steps.deliveries import Manifest
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.project import FolderDestination
-from resources.destinations import Delivery, Destinations
+from resources.destinations import Delivery, Destinations, Published
 from resources.lake import Lake, Partition
 from resources.model_store import ModelRecord, ModelStore
 from tests.small_project import (
@@ -225,11 +224,11 @@ def delivered(name: str, corrupt: Callable[[Path], None]) -> Fault:
     """A destination that spoils the file it has published."""
 
     class CorruptingDestinations(Destinations):
-        def publish(self, delivery: Delivery, destination: FolderDestination) -> tuple[Manifest, bool]:
-            manifest, new = super().publish(delivery, destination)
+        def publish(self, delivery: Delivery, destination: FolderDestination) -> Published:
+            published = super().publish(delivery, destination)
             place = self.place(delivery.audience, delivery.segment, delivery.day, destination)
-            corrupt(place / manifest.file)
-            return manifest, new
+            corrupt(place / published.manifest.file)
+            return published
 
     return Fault(name, lambda project: {"destinations": CorruptingDestinations(root=str(project.data_dir))})
 
