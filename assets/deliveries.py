@@ -129,8 +129,8 @@ def _require_checked(
         "daily_fields": Link(daily_fields.KEY, daily_fields.blocking_checks()),
         "app_events": Link(app_events.KEY, app_events.blocking_checks()),
     }
-    day, bundle = day_of(segments_of_day), segments_of_day.properties["bundle"]
     chain = trace(lake, "segments", segments_of_day, links)
+    day, bundle = day_of(segments_of_day), segments_of_day.properties["bundle"]
     champion = champion_model.key_of(audience)
     # A person who makes a model serve answers for it.
     names = () if models.was_chosen_by_hand(audience.name, bundle) else champion_model.blocking_checks()

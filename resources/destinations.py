@@ -115,7 +115,7 @@ class Destinations(dg.ConfigurableResource):  # type: ignore[type-arg]
             _require_inside(Path(self.root), place, destination)
             make_directory_durably(place.parent)
             with _locked(place.parent):
-                _clean_up(place.parent)  # after killed runs
+                _clean_up(place.parent)  # what killed runs left makes room first
                 staging = place.parent / f"{STAGING}{delivery.day}-{uuid.uuid4().hex}"
                 staging.mkdir()
                 try:

@@ -52,11 +52,9 @@ class Manifest:
 
     def same_delivery(self, other: "Manifest") -> bool:
         """Whether both describe the same content; a rerun writes equal content under new versions."""
-        versions = {
-            "segments_version": other.segments_version,
-            "predictions_version": other.predictions_version,
-        }
-        return replace(self, **versions) == other
+        return other == replace(
+            self, segments_version=other.segments_version, predictions_version=other.predictions_version
+        )
 
 
 def file_name(sha256: str, format: str) -> str:
