@@ -10,7 +10,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.partitions import SPARK_POOL, keys_of
-from pipelines.steps.project import Audience, Project, predicate_columns
+from pipelines.steps.label_values import label_columns
+from pipelines.steps.project import Audience, Project
 from pipelines.steps.settings import MADE_WITH, code_version, event_settings, token_settings
 from pipelines.steps.training_rows import SPLIT_NAMES
 from pipelines.steps.training_set import (
@@ -64,7 +65,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     key = dg.AssetKey([audience.name, "training_set"])
     settings = token_settings(project.fields)
     token_columns = ["device_id", "day", *(field.name for field in project.fields.fields)]
-    label_columns = ["device_id", "event_time", *predicate_columns(audience.label.predicate)]
+    event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 
     @dg.asset(
         key=key,
@@ -86,7 +87,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         )
         rows = build_rows(
             tokens.frame(session, token_columns),
-            events.frame(session, list(dict.fromkeys(label_columns))),
+            events.frame(session, event_columns),
             audience,
             vocabulary,
         )

@@ -25,6 +25,7 @@ from pyspark.sql import SparkSession
 from pipelines.partitions import keys_of
 from pipelines.steps.candidate_models import CANDIDATES, Measured
 from pipelines.steps.errors import AudienceFactoryError, DataError
+from pipelines.steps.label_values import conversion_predicate
 from pipelines.steps.model_comparison import comparison_table
 from pipelines.steps.project import Audience, Project, RollingDays
 from pipelines.steps.project_files import load_project
@@ -257,7 +258,8 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
     outcome_days = label_days(demo.scored_day, audience.horizon_days)
     events = lake.read(session, "app_events", keys_of(outcome_days))
     predictions = lake.read(session, "predictions", key)
-    labelled = label_devices(predictions, events, audience.label.predicate, audience.horizon_days).cache()
+    predicate = conversion_predicate(audience, dict(events.dtypes))
+    labelled = label_devices(predictions, events, predicate, audience.horizon_days).cache()
     rows = labelled.select("device_id", "probability", "label").toPandas()
     reached = rank_auc(rows["probability"].to_numpy(), rows["label"].to_numpy() == 1)
     _say(

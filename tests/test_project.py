@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from pipelines.steps.errors import ConfigError
 from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.project import Label, Project, RollingDays, predicate_columns
+from pipelines.steps.project import Label, Project, RollingDays
 from pipelines.steps.project_files import load_project
 
 REPOSITORY = Path(__file__).parent.parent
@@ -175,6 +176,34 @@ def test_variables_are_taken_from_the_environment(
     assert workplace.load().fields.events.path == "/here/events/day={day}"
 
 
+@pytest.mark.parametrize(
+    "path", ["${SECRET_OF_TEST}/{hour}", "s3://${SECRET_OF_TEST}/x", "${SECRET_OF_TEST}/" + "e" * 300]
+)
+def test_a_path_error_keeps_the_values_of_variables_to_itself(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("SECRET_OF_TEST", "/k3y")
+    workplace.replace("events/day={day}", path)
+
+    with pytest.raises(ConfigError) as caught:
+        workplace.load()
+
+    assert "${SECRET_OF_TEST}" in str(caught.value.found)
+    assert "k3y" not in str(caught.value)
+
+
+def test_a_destination_may_be_outside_of_data_dir_where_it_says_so(workplace: Workplace) -> None:
+    workplace.replace("    path: out", "    path: /srv/out\n    outside_data_dir: true")
+
+    assert workplace.load().audiences[0].destinations[0].path == "/srv/out"
+
+
+def test_a_path_may_turn_back_inside_of_data_dir(workplace: Workplace) -> None:
+    workplace.replace("    path: out", "    path: a/../out")
+
+    assert workplace.load().audiences[0].destinations[0].path == "a/../out"
+
+
 @pytest.mark.parametrize("directory", ["audiences", "examples/online_retail"])
 def test_the_projects_own_files_are_right(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETAIL_EVENTS", "events.parquet")
@@ -194,29 +223,37 @@ def test_the_retail_example_fits_its_events(monkeypatch: pytest.MonkeyPatch) -> 
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def test_an_event_label_becomes_a_condition() -> None:
-    label = Label(event={"event_name": "purchase", "amount": 2, "price": 0.5, "paid": True})
+@pytest.mark.parametrize(
+    "value", ["1.10", "007", "NO", "yes", "true", "1e3", "2025-01-31", "1_000", "0x1F", "1:30", "+1", ".5"]
+)
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_labels_value_keeps_its_text(workplace: Workplace, value: str, quote: str) -> None:
+    workplace.replace("event_name: purchase", f"event_name: {quote}{value}{quote}")
 
-    assert label.predicate == (
-        "`event_name` = 'purchase' AND `amount` = 2 AND `price` = 0.5 AND `paid` = true"
+    assert workplace.load().audiences[0].label.event == {"event_name": value}
+
+
+def test_values_merged_or_aliased_into_a_label_keep_their_text(workplace: Workplace) -> None:
+    workplace.replace(
+        "label:\n  event:\n    event_name: purchase\nhorizon_days: 30",
+        "horizon_days: &days 030\nlabel:\n  event:\n    <<: {a: 1.10, b: 2}\n    b: 2.0\n    c: *days",
     )
+    (audience,) = workplace.load().audiences
+
+    assert audience.label.event == {"a": "1.10", "b": "2.0", "c": "030"}
+    assert audience.horizon_days == 24  # an octal number to YAML, and no label's value
 
 
-def test_quotes_in_an_event_label_stay_text() -> None:
-    label = Label(event={"odd`name": "O'Neil\\' OR 1=1 --"})
+def test_column_names_of_a_label_keep_their_text(workplace: Workplace) -> None:
+    workplace.replace("event_name: purchase", "on: 1\n    2: x")
 
-    assert label.predicate == "`odd``name` = 'O\\'Neil\\\\\\' OR 1=1 --'"
-    assert predicate_columns(label.predicate) == ("odd`name",)
-
-
-def test_a_condition_is_taken_as_it_is() -> None:
-    assert Label(where="Quantity > 0").predicate == "Quantity > 0"
+    assert workplace.load().audiences[0].label.event == {"on": "1", "2": "x"}
 
 
-def test_columns_of_a_condition() -> None:
-    sql = "`odd name` = \"x\" and s.inner > 1 and exists(items, i -> i = code) and not A rlike 'b'"
+def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
+    label = Label.model_validate({"event": {"name": "purchase", "amount": 2, "price": 0.5, "paid": True}})
 
-    assert predicate_columns(sql) == ("A", "code", "items", "odd name", "s")
+    assert label.event == {"name": "purchase", "amount": "2", "price": "0.5", "paid": "true"}
 
 
 # --- refusing what is wrong -----------------------------------------------------------------------
@@ -317,6 +354,12 @@ def test_columns_of_a_condition() -> None:
         # SQL
         ("is not null", "is nott null",
          "events.filters.known_model", "is nott null", "Spark SQL condition", "line 1, column"),
+        ("event_name: purchase", "event_name:",
+         "label.event.event_name", "nothing", "text, a number", "one value"),
+        ("is not null", "= java_method('java.lang.System', 'getProperty', 'user.home')",
+         "events.filters.known_model", "java_method", "without java_method(…)", "docs/conditions.md"),
+        ("event:\n    event_name: purchase", "where: score > rand()",
+         "label.where", "score > rand()", "without rand(…)", "take rand(…) out"),
         ("event:\n    event_name: purchase", "where: count(*) > 1",
          "label.where", "count(*) > 1", "over one event", "an aggregate"),
         ("event:\n    event_name: purchase", "where: 1 = 1",
@@ -332,6 +375,39 @@ def test_columns_of_a_condition() -> None:
          "events.path", "events/{hour}", "no placeholder but {day}", "correct the braces"),
         ("events/day={day}", "s3://bucket/events",
          "events.path", "s3://bucket/events", "a local path", "copy the events"),
+        ("path: events/day={day}", 'path: "events\\0/day={day}"',
+         "events.path", "'events\\x00/day={day}'", "printable characters", "take the control character out"),
+        ("events/day={day}", "~nobody_of_this_name/events",
+         "events.path", "~nobody_of_this_name/events", "a home directory", "write the path out"),
+        ("events/day={day}", "e" * 256, "events.path", "e" * 256, "at most 255 bytes", "part of 256 bytes"),
+        ("events/day={day}", "events/" * 700, "events.path", "events/", "at most 4096 bytes", "shorter"),
+        ("    path: out", "    path: ../out",
+         "deliver_to[0].path", "../out", "inside DATA_DIR", "take the `..` out"),
+        ("    path: out", "    path: a/.././../out",
+         "deliver_to[0].path", "a/.././../out", "inside DATA_DIR", "outside_data_dir: true"),
+        ("    path: out", "    path: ../out\n    outside_data_dir: true",
+         "deliver_to[0].path", "../out", "an absolute path", "write the path from / on"),
+        ("    path: out", "    path: /srv/out",
+         "deliver_to[0].path", "/srv/out", "relative to DATA_DIR", "add `outside_data_dir: true`"),
+        ("    path: out", "    path: /srv/out\n    outside_data_dir: false",
+         "deliver_to[0].path", "/srv/out", "relative to DATA_DIR", "add `outside_data_dir: true`"),
+        ("    path: out", "    path: ~/out",
+         "deliver_to[0].path", "'~/out'", "without ~", "write the home directory out"),
+        ("    path: out", "    path: ${HOME}/out",
+         "deliver_to[0].path", "'${HOME}/out'", "without placeholders", "the folder's own name"),
+        ("    path: out", '    path: "out\\0"',
+         "deliver_to[0].path", "'out\\x00'", "printable characters", "take the control character out"),
+        ("    path: out", f"    path: a/{'é' * 128}",
+         "deliver_to[0].path", "é", "at most 255 bytes", "shorten the part of 256 bytes"),
+        ("    path: out", f"    path: {'out/' * 1000}",
+         "deliver_to[0].path", "out/out", "at most 3584 bytes", "shorter path"),
+        ("name: best", f"name: {'b' * 101}",
+         "segments[0].name", "bbb", "at most 100 characters", "a shorter name"),
+        ("deliver_to:\n  - type: folder\n    path: out",
+         "deliver_to:\n  - {type: folder, name: a, path: out}\n"
+         "  - {type: folder, name: b, path: other}\n  - {type: folder, name: c, path: ./x/..//out/}",
+         "deliver_to[2].path", "./x/..//out/, the same folder as deliver_to[0].path, out",
+         "a folder other than that of deliver_to[0].path", "give it another path"),
         # sections that are no sections
         ("  event:\n    event_name: purchase", "  purchase",
          "label", "'purchase'", "a mapping with the keys event, where", "key: value"),
@@ -429,11 +505,58 @@ def test_a_file_that_is_no_yaml_mapping_is_refused(
     assert caught.value.remedy
 
 
-def test_a_yaml_alias_to_itself_is_refused(workplace: Workplace) -> None:
-    workplace.replace("  event:\n    event_name: purchase", "  event: &itself\n    event_name: *itself")
+@pytest.mark.parametrize(
+    ("content", "what", "found"),
+    [
+        # Billion laughs: nine lists of nine aliases each
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)),
+         "holds too much", "more than 10,000 entries in line 5"),
+        ("a: &a " + "x" * 5_000 + "\nb: [" + ", ".join(["*a"] * 1_000) + "]\n",
+         "holds too much", "more than 10,000 entries in line 2"),
+        ("a:\n" + "- b\n" * 10_001, "holds too much", "more than 10,000 entries"),
+        ("a: " + "[" * 5_000 + "]" * 5_000, "is nested too deeply", "more than 50 levels in line 1"),
+        ("a: " + "{b: " * 5_000 + "1" + "}" * 5_000, "is nested too deeply", "more than 50 levels"),
+        ("a: " + "[" * 5_000, "is nested too deeply", "more than 50 levels"),
+        ("".join("- " * depth + "a\n" for depth in range(1, 60)), "is nested too deeply", "more than 50"),
+        ("# " + "x" * 300_000, "is too large", "more than 262,144 bytes"),
+        ("label: &itself\n  event: *itself\n", "holds an alias to what it is part of", "*itself in line 2"),
+        ("a: &a [&b [*a]]\n", "holds an alias to what it is part of", "*a in line 1"),
+    ],
+)  # fmt: skip
+def test_a_hostile_file_is_refused_quickly(workplace: Workplace, content: str, what: str, found: str) -> None:
+    workplace.audience.write_text(content)
+    began = time.process_time()
 
-    with pytest.raises(ConfigError, match=r"car_buyers.yaml: `label.event.event_name`"):
+    with pytest.raises(ConfigError) as caught:
         workplace.load()
+
+    assert caught.value.what == f"audiences/car_buyers.yaml {what}"
+    assert found in str(caught.value.found)
+    assert caught.value.remedy
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe, socket or device"])
+def test_what_is_no_file_is_refused(workplace: Workplace, kind: str) -> None:
+    workplace.audience.unlink()
+    if kind == "a folder":
+        workplace.audience.mkdir()
+    else:
+        os.mkfifo(workplace.audience)  # reading it would wait for ever
+
+    with pytest.raises(ConfigError, match=r"audiences/car_buyers.yaml is no file") as caught:
+        workplace.load()
+
+    assert caught.value.found == kind
+
+
+def test_an_alias_that_is_used_with_reason_is_read(workplace: Workplace) -> None:
+    workplace.replace(
+        "    event_name: purchase\nhorizon_days: 30",
+        "    event_name: &n purchase\nname: *n\nhorizon_days: 30",
+    )
+
+    assert workplace.load().audiences[0].name == "purchase"
 
 
 def test_a_missing_directory_is_refused(workplace: Workplace) -> None:
@@ -589,6 +712,59 @@ def test_a_file_that_is_no_parquet_is_refused(workplace: Workplace) -> None:
         check_event_columns(workplace.load())
 
     assert "events/day=2025-01-02/part-0.parquet" in str(caught.value.found)
+
+
+@pytest.mark.parametrize(
+    ("column", "label", "found", "expected"),
+    [
+        (pa.array([True]), "1", "1 for the column 'converted' of type boolean", "true or false"),
+        (pa.array([True]), "yes", "yes for the column 'converted' of type boolean", "true or false"),
+        (pa.array([1]), "true", "true for the column 'converted' of type bigint", "a whole number"),
+        (pa.array([1]), "1.5", "1.5 for the column 'converted' of type bigint", "a whole number"),
+        (pa.array([1], pa.uint8()), "40000", "40000 for the column 'converted' of type smallint", "holds"),
+        (pa.array([1.5]), "often", "often for the column 'converted' of type double", "a number"),
+        (pa.array([date(2025, 1, 2)]), "soon", "soon for the column 'converted' of type date", "2025-01-31"),
+        (pa.array([["a"]]), "a", "a for the column 'converted' of type list<", "a column of texts"),
+    ],
+)
+def test_a_labels_value_of_another_type_than_its_column_is_refused(
+    workplace: Workplace, column: "pa.Array[Any]", label: str, found: str, expected: str
+) -> None:
+    workplace.write_events(converted=column)
+    file = workplace.replace("event_name: purchase", f"converted: {label}")
+
+    with pytest.raises(ConfigError) as caught:
+        check_event_columns(workplace.load())
+
+    assert caught.value.what == f"{file}: `label.event.converted` does not fit its column"
+    assert found in str(caught.value.found)
+    assert expected in str(caught.value.expected)
+    assert "write " in caught.value.remedy
+
+
+def test_the_type_of_a_dictionary_is_that_of_its_values(workplace: Workplace) -> None:
+    workplace.write_events(version=pa.array(["1.10"]).dictionary_encode())
+    workplace.replace("event_name: purchase", "version: 1.10")
+
+    check_event_columns(workplace.load())
+
+
+def test_errors_about_events_keep_the_values_of_variables_to_themselves(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_TEST", str(workplace.root / "k3y"))
+    workplace.replace("events/day={day}", "${SECRET_OF_TEST}/day={day}")
+    with pytest.raises(ConfigError, match="there are no events") as absent:
+        check_event_columns(workplace.load())
+    broken = workplace.root / "k3y/day=2025-01-02/x/part-0.parquet"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not Parquet at all")
+    with pytest.raises(ConfigError, match="a file that is no Parquet") as torn:
+        check_event_columns(workplace.load())
+
+    assert absent.value.found == "no Parquet file at ${SECRET_OF_TEST}/day={day}"
+    assert str(torn.value.found).startswith("${SECRET_OF_TEST}/day=2025-01-02/x/part-0.parquet: ")
+    assert "k3y" not in f"{absent.value}{torn.value}"
 
 
 # --- before any JVM starts ------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def _paths(source: EventSource, days: Sequence[date]) -> list[str]:
     if absent:
         raise DataError(
             f"no events arrived on {len(absent)} of the {len(days)} days asked for",
-            found=f"no {source.path} for {', '.join(absent[:5])}{' …' if len(absent) > 5 else ''}",
+            found=f"no {source.written_path} for {', '.join(absent[:5])}{' …' if len(absent) > 5 else ''}",
             expected="one directory per day of arrival",
             remedy="let the events land first, or correct events.path in fields.yaml",
         )

@@ -10,15 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.steps.errors import ConfigError
-from pipelines.steps.project import (
-    DAY_PLACEHOLDER,
-    EVENT_COLUMNS,
-    ISO_DAY,
-    FieldsConfig,
-    Project,
-    predicate_columns,
-)
+from pipelines.steps.label_values import conversion_predicate
+from pipelines.steps.predicates import predicate_columns
+from pipelines.steps.project import EVENT_COLUMNS, FieldsConfig, Project
 from pipelines.steps.project_errors import closest, shown_path
+from pipelines.steps.project_values import DAY_PLACEHOLDER, ISO_DAY
+
+_TYPES_OF_EVENT_COLUMNS = dict(zip(EVENT_COLUMNS, ("string", "timestamp", "date"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,8 @@ def check_event_columns(project: Project) -> None:
     """Checks every column that the files name against the schema of the events; reads no row.
 
     Raises:
-        ConfigError: There are no events, they lack a column, or a time is no timestamp.
+        ConfigError: There are no events, they lack a column, a time is no timestamp, or a label's value is
+            not of its column's type.
     """
     fields = project.fields
     schema = _event_schema(fields)
@@ -50,6 +49,9 @@ def check_event_columns(project: Project) -> None:
     for key in ("time_column", "arrival_column"):
         if column := getattr(fields.events, key):
             _check_time(fields.file, f"events.{key}", schema.field(column))
+    types = {field.name: _spark_type(field.type) for field in schema} | _TYPES_OF_EVENT_COLUMNS
+    for audience in project.audiences:
+        conversion_predicate(audience, types)
 
 
 def _raw_column_uses(fields: FieldsConfig) -> Iterator[_ColumnUse]:
@@ -112,17 +114,53 @@ def _event_schema(fields: FieldsConfig) -> pa.Schema:
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(
                 f"{shown_path(fields.file)}: `events.path` holds a file that is no Parquet",
-                found=f"{shown_path(file)}: {str(error).splitlines()[0]}",
+                found=f"{fields.events.shown(file)}: {_reason(error, file)}",
                 expected="Parquet files only",
                 remedy="write the file again, or take it away",
             ) from error
         return pa.schema([*schema, *_folder_columns(file.relative_to(base))])
     raise ConfigError(
         f"{shown_path(fields.file)}: there are no events at `events.path`",
-        found=f"no Parquet file at {path}",
+        found=f"no Parquet file at {fields.events.written_path}",
         expected="a Parquet file or a folder of them" + (", per day" if DAY_PLACEHOLDER in path else ""),
         remedy="put the events there (`make demo` generates its own), or correct the path",
     )
+
+
+def _reason(error: Exception, file: Path) -> str:
+    """What an error says, less the file's path, which may hold the value of a variable."""
+    return str(error).splitlines()[0].replace(str(file), file.name)
+
+
+def _spark_type(column_type: pa.DataType) -> str:
+    """The type's name in Spark; of one that no label's value can be of, Arrow's."""
+    if pa.types.is_dictionary(column_type):
+        return _spark_type(column_type.value_type)
+    if pa.types.is_timestamp(column_type):
+        return "timestamp"
+    if pa.types.is_decimal(column_type):
+        return f"decimal({column_type.precision},{column_type.scale})"
+    return _SPARK_TYPES.get(column_type, str(column_type))
+
+
+_SPARK_TYPES = {
+    pa.bool_(): "boolean",
+    pa.int8(): "tinyint",
+    pa.int16(): "smallint",
+    pa.int32(): "int",
+    pa.int64(): "bigint",
+    pa.uint8(): "smallint",
+    pa.uint16(): "int",
+    pa.uint32(): "bigint",
+    pa.uint64(): "decimal(20,0)",
+    pa.float32(): "float",
+    pa.float64(): "double",
+    pa.string(): "string",
+    pa.large_string(): "string",
+    pa.binary(): "binary",
+    pa.large_binary(): "binary",
+    pa.date32(): "date",
+}
 
 
 def _folder_columns(file: Path) -> "Iterator[pa.Field[Any]]":

@@ -4,16 +4,13 @@ The models here are the reference of both files: one attribute a key. What is wr
 `ConfigError` that names the file, the key, the value found, what is expected and the remedy.
 """
 
-import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import sqlglot
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,14 +22,25 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from sqlglot import expressions as exp
-from sqlglot.errors import SqlglotError
 
-from pipelines.steps.normalize import NORMALIZERS
-from pipelines.steps.project_errors import closest, problem, unknown_key
+from pipelines.steps.project_errors import problem, shown_path, unknown_key
+from pipelines.steps.project_values import (
+    DAY_PLACEHOLDER,
+    Column,
+    Day,
+    DestinationPath,
+    Identifier,
+    Normalizer,
+    OneOrMore,
+    Predicate,
+    Share,
+    Written,
+    expanded_path,
+    is_identifier,
+    normalized_path,
+)
 
 FIELDS_FILE = "fields.yaml"
-DAY_PLACEHOLDER = "{day}"
 
 EVENT_COLUMNS = ("device_id", "event_time", "day")
 """Columns that `app_events` adds; filters and labels may use them beside the raw ones."""
@@ -42,105 +50,9 @@ RESERVED_FIELD_NAMES = frozenset(
 )
 """Columns that stand beside the fields in some table of the chain."""
 
-_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
-ISO_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^{}]*))?\}")
-
 # What a section is told beside its own keys, under names that nobody writes.
-FILE_KEY, NAME_KEY = "(file)", "(name)"
-_SET_BY_LOADER = frozenset({FILE_KEY, NAME_KEY})
-
-
-# --- the types of single values -------------------------------------------------------------------
-
-
-def _identifier(name: str) -> str:
-    if _IDENTIFIER.fullmatch(name):
-        return name
-    proposal = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_")
-    remedy = f"write it as `{proposal}`" if _IDENTIFIER.fullmatch(proposal) else "choose another name"
-    raise problem("lower_snake: a letter a-z, then letters a-z, digits and _", remedy)
-
-
-def _day(value: object) -> object:
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return value
-    if isinstance(value, str) and ISO_DAY.fullmatch(value):
-        try:
-            return date.fromisoformat(value)
-        except ValueError as error:
-            raise problem("a day of the calendar", f"correct the day: {error}") from error
-    raise problem("a day such as 2025-01-31", "write the day as YYYY-MM-DD")
-
-
-def _predicate(sql: str) -> str:
-    try:
-        columns = predicate_columns(sql)
-    except SqlglotError as error:
-        raise problem(
-            "a Spark SQL condition over one event", f"correct the SQL: {_sql_message(error)}"
-        ) from error
-    if not columns:
-        raise problem("a Spark SQL condition that uses a column", "name a column of the events in it")
-    return sql
-
-
-def _sql_message(error: SqlglotError) -> str:
-    details = getattr(error, "errors", None)
-    if not details:
-        return str(error).splitlines()[0]
-    # sqlglot names the missing part by its Python class; a user knows it by its keyword.
-    description = re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", details[0]["description"])
-    return f"{description} (line {details[0]['line']}, column {details[0]['col']})"
-
-
-def _scalar(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise problem("a finite number", "write a number")
-    if isinstance(value, str | int | float):  # bool is an int
-        return value
-    raise problem("text, a number, true or false", "give the one value that the column must have")
-
-
-def _normalizer(name: str) -> str:
-    if name in NORMALIZERS:
-        return name
-    raise problem(f"one of {', '.join(NORMALIZERS)}", closest(name, NORMALIZERS) or "use one of these")
-
-
-def _location(path: str) -> str:
-    """Expands variables and makes the path absolute, so that it means the same in every process."""
-    expanded = _VARIABLE.sub(_variable_value, path)
-    if "://" in expanded:
-        raise problem("a local path", "mount the store, or copy the events to a local folder", found=expanded)
-    if set("{}$") & set(expanded.replace(DAY_PLACEHOLDER, "")):
-        raise problem(
-            f"no placeholder but {DAY_PLACEHOLDER} and ${{VARIABLE}}", "correct the braces", found=expanded
-        )
-    return str(Path.cwd() / Path(expanded).expanduser())
-
-
-def _variable_value(match: re.Match[str]) -> str:
-    variable, default = match.groups()
-    value = os.environ.get(variable) or default
-    if not value:
-        raise problem(
-            f"the environment variable {variable} to be set",
-            f"set it in the shell or in .env ({variable}=<where the events lie>), "
-            f"or give a default: ${{{variable}:-<path>}}",
-        )
-    return value
-
-
-Identifier = Annotated[str, AfterValidator(_identifier)]
-Column = Annotated[str, Field(min_length=1)]
-Day = Annotated[date, BeforeValidator(_day)]
-Predicate = Annotated[str, AfterValidator(_predicate)]
-Scalar = Annotated[str | int | float | bool, BeforeValidator(_scalar)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-T = TypeVar("T")
-OneOrMore = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]
-"""A YAML list; strict mode would want a tuple, which YAML does not have."""
+FILE_KEY, NAME_KEY, WRITTEN_PATH_KEY = "(file)", "(name)", "(written path)"
+_SET_BY_LOADER = frozenset({FILE_KEY, NAME_KEY, WRITTEN_PATH_KEY})
 
 
 # --- the sections of the files --------------------------------------------------------------------
@@ -180,6 +92,7 @@ class EventSource(_Section):
         path: A Parquet file or a folder of them, on this machine. Relative to the working directory;
             `${VARIABLE}` and `${VARIABLE:-default}` are taken from the environment; with `{day}`, one
             folder or file per day of ARRIVAL. Read back, it is absolute.
+        written_path: The path as the file has it, for messages: a variable may hold a secret.
         id_column: Whom a row is about: a device, a customer.
         time_column: When it happened, a timestamp in UTC.
         arrival_column: When it was received, where that is known.
@@ -191,7 +104,8 @@ class EventSource(_Section):
         last_day: The last day there is; leave it out where events keep coming.
     """
 
-    path: Annotated[str, Field(min_length=1), AfterValidator(_location)]
+    path: Annotated[str, Field(min_length=1), AfterValidator(expanded_path)]
+    written_path: str = Field(default="", validation_alias=WRITTEN_PATH_KEY)
     id_column: Column
     time_column: Column
     arrival_column: Column | None = None
@@ -200,6 +114,24 @@ class EventSource(_Section):
     filters: dict[Identifier, Predicate] = Field(default_factory=dict)
     first_day: Day
     last_day: Day | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _remembers_the_path_as_written(cls, section: Any) -> Any:
+        if isinstance(section, Mapping) and isinstance(path := section.get("path"), str):
+            return {**section, WRITTEN_PATH_KEY: path}
+        return section
+
+    def shown(self, path: Path) -> str:
+        """A path at or below the source's, in the words of the file."""
+        if "${" not in self.written_path:
+            return shown_path(path)
+        day = "([0-9]{4}-[0-9]{2}-[0-9]{2})"
+        match = re.match(re.escape(self.path).replace(re.escape(DAY_PLACEHOLDER), day), str(path))
+        if match is None:
+            return self.written_path
+        of_day = self.written_path.replace(DAY_PLACEHOLDER, match[1] if match.groups() else DAY_PLACEHOLDER)
+        return of_day + str(path)[match.end() :]
 
     @model_validator(mode="after")
     def _days_are_in_order(self) -> Self:
@@ -229,7 +161,7 @@ class FieldSpec(_Section):
     name: Identifier = Field(validation_alias=NAME_KEY)
     column: Column
     kind: Literal["single", "multi"]
-    normalizer: Annotated[str, AfterValidator(_normalizer)]
+    normalizer: Normalizer
     min_devices: int = Field(default=5, ge=1)
     max_vocabulary: int = Field(default=50_000, ge=1)
     max_length: int = Field(default=100, ge=1)
@@ -258,7 +190,7 @@ def _named_fields(fields: object, info: ValidationInfo) -> object:
         raise problem("a mapping from field names to fields, at least one", "add a field, such as `apps:`")
     named = []
     for name, section in fields.items():
-        if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name) or name in RESERVED_FIELD_NAMES:
+        if not is_identifier(name) or name in RESERVED_FIELD_NAMES:
             raise problem(
                 "a lower_snake name (a-z, 0-9, _), and none of " + ", ".join(sorted(RESERVED_FIELD_NAMES)),
                 "rename the field",
@@ -302,26 +234,18 @@ class Label(_Section):
     """What makes a device positive: an event within the horizon that is a conversion.
 
     Attributes:
-        event: Column → value; all must be equal.
-        where: Or a Spark SQL condition over the columns of one event.
+        event: Column → value as it is written; all must be equal. What the text means depends on the
+            column's type; see `pipelines.steps.label_values`.
+        where: Or a Spark SQL condition over the columns of one event; see `pipelines.steps.predicates`.
     """
 
-    event: Annotated[dict[Column, Scalar], Field(min_length=1)] | None = None
+    event: Annotated[dict[Column, Written], Field(min_length=1)] | None = None
     where: Predicate | None = None
 
     @model_validator(mode="after")
     def _says_one(self) -> Self:
         _exactly_one(self, ("event", "where"))
         return self
-
-    @property
-    def predicate(self) -> str:
-        """The Spark SQL condition that a converting event satisfies."""
-        if self.where is not None:
-            return self.where
-        return " AND ".join(
-            f"{_quoted(column)} = {_literal(value)}" for column, value in (self.event or {}).items()
-        )
 
 
 class RollingDays(_Section):
@@ -401,14 +325,32 @@ class FolderDestination(_Section):
     Attributes:
         type: `folder`.
         name: Tells destinations of one audience apart.
-        path: Relative to the working directory.
+        path: Relative to DATA_DIR, and inside of it.
+        outside_data_dir: Allows an absolute path.
         format: Of the files.
     """
 
     type: Literal["folder"]
     name: Identifier = "folder"
-    path: Annotated[str, Field(min_length=1)]
+    path: DestinationPath
+    outside_data_dir: bool = False
     format: Literal["csv", "parquet"] = "csv"
+
+    @model_validator(mode="after")
+    def _stays_in_data_dir(self) -> Self:
+        is_absolute = self.path.startswith("/")
+        if is_absolute and not self.outside_data_dir:
+            expected = "a path relative to DATA_DIR, or the key `outside_data_dir: true` beside it"
+            remedy = "write it relative to DATA_DIR, or add `outside_data_dir: true`"
+        elif self.outside_data_dir and not is_absolute:
+            expected = "an absolute path, as outside_data_dir is true"
+            remedy = "write the path from / on, or take outside_data_dir out"
+        elif normalized_path(self.path).split("/")[0] == "..":
+            expected = "a path that stays inside DATA_DIR"
+            remedy = "take the `..` out, or write an absolute path and `outside_data_dir: true`"
+        else:
+            return self
+        raise problem(expected, remedy, found=self.path, at="path")
 
 
 Destination = FolderDestination
@@ -463,6 +405,22 @@ class Audience(_Section):
         _unique("deliver_to", [destination.name for destination in self.destinations])
         return self
 
+    @model_validator(mode="after")
+    def _destinations_have_places_of_their_own(self) -> Self:
+        """Both would write <path>/<audience>/<segment>/<day>; audiences differ in their names."""
+        places: dict[str, int] = {}
+        for position, destination in enumerate(self.destinations):
+            other = places.setdefault(normalized_path(destination.path), position)
+            if other != position:
+                raise problem(
+                    f"a folder other than that of deliver_to[{other}].path, which it would overwrite",
+                    "take one of the two out, or give it another path",
+                    found=f"{destination.path}, the same folder as deliver_to[{other}].path, "
+                    f"{self.destinations[other].path}",
+                    at=f"deliver_to[{position}].path",
+                )
+        return self
+
 
 @dataclass(frozen=True)
 class Project:
@@ -493,33 +451,3 @@ def _unique(key: str, values: tuple[object, ...] | list[str]) -> None:
     for position, value in enumerate(values):
         if value in values[:position]:
             raise problem("each one once", "take one out, or rename it", found=f"{value} twice", at=key)
-
-
-def _quoted(column: str) -> str:
-    return "`" + column.replace("`", "``") + "`"
-
-
-def _literal(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        # Spark reads backslash escapes within '…'.
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return repr(value)
-
-
-def predicate_columns(sql: str) -> tuple[str, ...]:
-    """The columns that a Spark SQL condition uses, sorted; of a nested one the outermost.
-
-    Raises:
-        SqlglotError: It is no condition over one row.
-    """
-    tree = sqlglot.parse_one(sql, dialect="spark", into=exp.Condition)
-    for forbidden, kind in (
-        (exp.Query, "a subquery"),
-        (exp.AggFunc, "an aggregate"),
-        (exp.Window, "a window"),
-    ):
-        if (node := tree.find(forbidden)) is not None:
-            raise SqlglotError(f"{kind} looks at more than one event: {node.sql(dialect='spark')}")
-    return tuple(sorted({column.parts[0].name for column in tree.find_all(exp.Column)}))

@@ -3,17 +3,16 @@
 Reading needs neither Spark nor data.
 """
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from pipelines.steps.errors import ConfigError
 from pipelines.steps.project import FIELDS_FILE, FILE_KEY, Audience, EventSource, FieldsConfig, Project
 from pipelines.steps.project_errors import config_error, shown, shown_path
+from pipelines.steps.yaml_files import read_yaml
 
 
 def load_project(directory: Path) -> Project:
@@ -61,7 +60,7 @@ S = TypeVar("S", FieldsConfig, Audience)
 
 
 def _read(model: type[S], path: Path) -> S:
-    document = _parse_yaml(path)
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise ConfigError(
             f"{shown_path(path)} is no mapping" if document is not None else f"{shown_path(path)} is empty",
@@ -74,68 +73,6 @@ def _read(model: type[S], path: Path) -> S:
         return model.model_validate(defaults | document | {FILE_KEY: path}, context={"file": path})
     except ValidationError as error:
         raise config_error(path, document, error) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose days stay text: PyYAML raises a bare ValueError for the 31st of February."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _parse_yaml(path: Path) -> object:
-    try:
-        loader = _Loader(path.read_bytes())
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        for key, first, second in _duplicate_keys(node):
-            raise ConfigError(
-                f"{shown_path(path)}: `{key}` is there twice",
-                found=f"line {first.start_mark.line + 1}: {_source(first)}, "
-                f"line {second.start_mark.line + 1}: {_source(second)}",
-                expected="each key once",
-                remedy="take one of the two out",
-            )
-        return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"{shown_path(path)} cannot be read as YAML",
-            found=" ".join(str(error).split()),
-            expected="a YAML file in UTF-8",
-            remedy="correct the line named: often an indentation, a tab, or an unquoted `:` or `{`",
-        ) from error
-
-
-def _duplicate_keys(
-    node: yaml.Node, path: str = "", seen: frozenset[yaml.Node] = frozenset()
-) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Key path and both values of each key that a mapping has twice; PyYAML would take the last."""
-    if node in seen:  # an alias to a node that it is part of
-        return
-    seen |= {node}
-    if isinstance(node, yaml.SequenceNode):
-        for position, item in enumerate(node.value):
-            yield from _duplicate_keys(item, f"{path}[{position}]", seen)
-    if isinstance(node, yaml.MappingNode):
-        first_values: dict[str, yaml.Node] = {}
-        for key_node, value_node in node.value:
-            key = f"{path}.{key_node.value}".lstrip(".")
-            if key in first_values:
-                yield key, first_values[key], value_node
-            first_values[key] = value_node
-            yield from _duplicate_keys(value_node, key, seen)
-
-
-def _source(node: yaml.Node) -> str:
-    return (
-        shown(node.value)
-        if isinstance(node, yaml.ScalarNode)
-        else f"a {type(node).__name__.removesuffix('Node').lower()}"
-    )
 
 
 def _check_names(audiences: list[Audience]) -> None:

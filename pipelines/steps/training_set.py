@@ -13,6 +13,7 @@ from pyspark.sql.types import ArrayType, IntegerType, StructType
 
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import Ragged, Vocabulary
+from pipelines.steps.label_values import conversion_predicate
 from pipelines.steps.project import Audience, RollingDays
 from pipelines.steps.training_rows import PROMOTION, TEST, TRAIN, VALIDATION
 
@@ -114,7 +115,8 @@ def build_rows(
         training.test_fraction,
         PromotionBlock(training.promotion_fraction),
     )
-    labelled = label_devices(feature_tokens, events, audience.label.predicate, audience.horizon_days)
+    predicate = conversion_predicate(audience, dict(events.dtypes))
+    labelled = label_devices(feature_tokens, events, predicate, audience.horizon_days)
     kept = keep_negatives(training.seed, training.negatives_kept)
     return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
 
