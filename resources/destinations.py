@@ -33,7 +33,8 @@ from pipelines.steps.deliveries import (
     stage_segment,
 )
 from pipelines.steps.errors import DataError
-from pipelines.steps.project import ISO_DAY, FolderDestination
+from pipelines.steps.project import FolderDestination
+from pipelines.steps.project_values import ISO_DAY
 from resources.durable_files import make_directory_durably, sync_directory, sync_tree, write_durably
 
 MANIFEST = "manifest.json"
