@@ -132,17 +132,25 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Stops the session, unless it was there before; a run that lost its Spark is to be tried again."""
-        if loss := self._find_loss() or run_retries.find_lost_server(context):
-            run_retries.request_retry(context, loss)
+        self._loss = self._find_loss() or run_retries.find_lost_server(context)
+        if self._loss:
+            run_retries.request_retry(context, self._loss)
         self.stop()
 
     def stop(self) -> None:
         """Stops the session and its JVM, unless they were there before (in a notebook, shared by tests)."""
         if self._session is not None and self._owned:
-            if spark_process.find_loss() is None and self._context is SparkContext._active_spark_context:
-                self._session.stop()
+            self._close()
             spark_process.end()
         self._session = self._context = self._loss = None
+
+    def _close(self) -> None:
+        if self.remote:
+            # Spark Connect asks a server that is gone for ten minutes, here to forget the session.
+            self._session.release_session_on_close = self._loss is None
+            self._session.stop()
+        elif self._find_loss() is None and self._context is SparkContext._active_spark_context:
+            self._session.stop()
 
     def _open(self) -> None:
         spark_process.end_lost()

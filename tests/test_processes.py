@@ -303,3 +303,46 @@ def test_a_run_whose_asset_failed_is_not_tried_again_even_as_a_retry(lost: dict[
 def test_no_scratch_folder_is_left(lost: dict[str, Any]) -> None:
     assert lost["killed"]["scratch"] == lost["wrong"]["scratch"] == []
     assert [name for name in lost["left"] if "spark" in name or "blockmgr" in name] == []
+
+
+@pytest.mark.slow
+def test_a_run_whose_connect_server_went_away_is_tried_again(tmp_path: Path) -> None:
+    code = """
+        from functools import partialmethod
+        import dagster as dg
+        from dagster._core.storage.tags import WILL_RETRY_TAG
+        from pyspark.sql.connect.client.retries import DefaultPolicy
+        from resources.spark import Spark
+
+        @dg.asset
+        def counted(spark: Spark) -> None:
+            spark.session.range(10).count()
+
+        # Not for ten minutes.
+        DefaultPolicy.__init__ = partialmethod(DefaultPolicy.__init__, max_retries=0)
+        retries = {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False}
+        with dg.DagsterInstance.local_temp(overrides={"run_retries": retries}) as instance:
+            result = dg.materialize(
+                [counted],
+                resources={"spark": Spark(remote="sc://127.0.0.1:1")},  # where nothing listens
+                instance=instance,
+                raise_on_error=False,
+            )
+            run = instance.get_run_by_id(result.run_id)
+            print([entry.user_message for entry in instance.all_logs(run.run_id)])
+            print(run.tags[WILL_RETRY_TAG])
+    """
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", dedent(code)],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    said, will_retry = finished.stdout.splitlines()[-2:]
+    assert "Spark's Connect server went away" in said
+    assert "found:    StatusCode.UNAVAILABLE" in said
+    assert will_retry == "true"
