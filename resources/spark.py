@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.steps import worker_daemon
 from pipelines.steps.errors import ConfigError
+from resources import run_retries, spark_process
 
 LOCAL_MASTER = "local[*,4]"
 """All cores; and a task whose Python worker dies is tried again, up to 4 times, as it is on a cluster."""
@@ -83,6 +84,8 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     _session: Any = PrivateAttr(default=None)
     _owned: bool = PrivateAttr(default=False)
+    _context: Any = PrivateAttr(default=None)
+    _loss: spark_process.SparkLostError | None = PrivateAttr(default=None)
 
     @classmethod
     def from_environment(cls, **settings: Any) -> "Spark":
@@ -103,13 +106,19 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @property
     def session(self) -> SparkSession:
-        """The session, started now if there is none."""
+        """The session, started now if there is none.
+
+        Raises:
+            SparkLostError: It went away by itself; a new run, or this one after `stop`, gets a new one.
+        """
         if self._session is None:
-            # Each thread has its own active session; the context tells of one that another thread started.
-            self._owned = (
-                SparkSession.getActiveSession() is None and SparkContext._active_spark_context is None
-            )
-            self._session = self._connect() if self.remote else self._start()
+            try:
+                self._open()
+            except spark_process.SparkLostError as error:
+                self._loss = error
+                raise
+        elif loss := self._find_loss():
+            raise loss
         return self._session  # type: ignore[no-any-return]
 
     @property
@@ -117,11 +126,48 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Whether there are no executors but this machine's own process."""
         return self.remote is None and self.master.startswith("local")
 
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 (Dagster's)
-        """Stops the session, unless it was there before (in a notebook, or shared by tests)."""
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Takes back what the run inherited from one that lost Spark, of which it is the retry."""
+        run_retries.forget_inherited_loss(context)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Stops the session, unless it was there before; a run that lost its Spark is to be tried again."""
+        self._loss = self._find_loss() or run_retries.find_lost_server(context)
+        if self._loss:
+            run_retries.request_retry(context, self._loss)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stops the session and its JVM, unless they were there before (in a notebook, shared by tests)."""
         if self._session is not None and self._owned:
+            self._close()
+            spark_process.end()
+        self._session = self._context = self._loss = None
+
+    def _close(self) -> None:
+        if self.remote:
+            # Spark Connect asks a server that is gone for ten minutes, here to forget the session.
+            self._session.release_session_on_close = self._loss is None
             self._session.stop()
-        self._session = None
+        elif self._find_loss() is None and self._context is SparkContext._active_spark_context:
+            self._session.stop()
+
+    def _open(self) -> None:
+        spark_process.end_lost()
+        # Each thread has its own active session; the context tells of one that another thread started.
+        self._owned = SparkSession.getActiveSession() is None and SparkContext._active_spark_context is None
+        try:
+            self._session = self._connect() if self.remote else self._start()
+        except BaseException:
+            if self._owned:  # interrupted half-way, or refused: nothing of it is of use
+                spark_process.end(patience=0)
+            raise
+        self._context = SparkContext._active_spark_context
+
+    def _find_loss(self) -> spark_process.SparkLostError | None:
+        if self._session is not None:
+            self._loss = self._loss or spark_process.find_loss()
+        return self._loss
 
     def _settings(self) -> dict[str, str]:
         return {
@@ -147,9 +193,12 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
             **(_LOCAL if self.master.startswith("local") else {}),
             **self._settings(),
         }
+        spark_process.start(settings)
         return LazyPySparkResource(spark_config=settings).spark_session  # type: ignore[no-any-return]
 
     def _connect(self) -> SparkSession:
+        if self.remote and self.remote.startswith("local"):
+            spark_process.start(self._settings())  # its server runs in a JVM of this process
         builder = SparkSession.builder.remote(self.remote or "")
         for key, value in self._settings().items():
             builder = builder.config(key, value)
