@@ -14,7 +14,7 @@ from pipelines.steps.project import FIELDS_FILE, EventSource, FieldsConfig, Fiel
 
 MADE_WITH = "made_with"
 """The property of a partition that holds its settings."""
-PLACES_AND_DAYS = {"path", "first_day", "last_day"}
+PLACES_AND_DAYS = {"path", "written_path", "first_day", "last_day"}
 """Keys of `events` that say where events lie and on which days, not what is made of one."""
 INGEST_AGAIN = "backfill ingestion_job over these days, then features_job over those to train on or score"
 BACKFILLS = {
