@@ -216,9 +216,8 @@ def _read_manifest(place: Path) -> Manifest | None:
     if len(content) > MANIFEST_BYTES:
         raise damaged_manifest(path, f"more than {MANIFEST_BYTES} bytes")
     manifest = parse_manifest(content, path)
-    described = (manifest.audience, manifest.segment, manifest.day)
-    if described != place.parts[-3:]:
-        raise damaged_manifest(path, f"the manifest of another place: {'/'.join(described)}")
+    if (manifest.audience, manifest.segment, manifest.day) != place.parts[-3:]:
+        raise damaged_manifest(path, "the manifest of another place")
     return manifest
 
 
