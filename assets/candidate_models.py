@@ -135,7 +135,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                     lambda epoch: context.log.info(str(epoch)),
                     checkpoint=models.checkpoint(audience.name, "dnn"),
                 )
-            assert spark.session.version  # the distributor asks for the session that is active
+            # The distributor asks for the session that is active: this starts it.
+            context.log.info(f"{config.processes} processes, started by Spark {spark.session.version}")
             return train_dnn_distributed(
                 lake.files("training_set", [audience.name]),
                 sizes,
@@ -163,7 +164,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         settings = XGBoostConfig(seed=training.seed)
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            assert isinstance(rows, TrainingRows)
+            rows = _in_memory(rows)
             return tune_xgboost(
                 rows, sizes, settings, lambda trial: context.log.info(str(trial)), trials=config.trials
             )
@@ -176,7 +177,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         from pipelines.steps.logistic_model import LogisticConfig, train_logistic
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            assert isinstance(rows, TrainingRows)
+            rows = _in_memory(rows)
             return train_logistic(rows, sizes, LogisticConfig())
 
         return _train("logistic", audience, lake, models, train)
@@ -253,6 +254,10 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
     checks = [_candidate_checks(audience, name) for name in CANDIDATES]
     return [dnn_model, xgboost_model, logistic_model, champion_model, *checks, _champion_checks(audience)]
+
+
+def _in_memory(rows: Rows) -> TrainingRows:
+    return rows if isinstance(rows, TrainingRows) else rows.read()
 
 
 def _train(
