@@ -166,7 +166,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         settings = XGBoostConfig(seed=training.seed)
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            assert isinstance(rows, TrainingRows)
+            rows = _in_memory(rows)
             return tune_xgboost(
                 rows, sizes, settings, lambda trial: context.log.info(str(trial)), trials=config.trials
             )
@@ -179,7 +179,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         from pipelines.steps.logistic_model import LogisticConfig, train_logistic
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            assert isinstance(rows, TrainingRows)
+            rows = _in_memory(rows)
             return train_logistic(rows, sizes, LogisticConfig())
 
         return _train("logistic", audience, read_training_data(audience, lake, models), models, train)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from pathlib import Path
 
 import dagster as dg
 import pandas as pd
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.errors import AudienceFactoryError, BundleError, DataError
 from pipelines.steps.model_bundle import read_manifest
 from pipelines.steps.predictions import (
     MAX_PARITY_DIFFERENCE,
@@ -24,6 +24,8 @@ from pipelines.steps.project import Audience, Project
 from pipelines.steps.settings import MADE_WITH, fields_of_settings
 from resources.expectations import (
     Check,
+    Subject,
+    Verdict,
     blocking_names,
     check_specs,
     evaluate,
@@ -33,7 +35,7 @@ from resources.expectations import (
     verdict,
 )
 from resources.lake import Lake, Snapshot, materialized
-from resources.model_log import ModelRecord
+from resources.model_log import CHAMPION, ModelRecord
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
@@ -42,6 +44,7 @@ PARITY_DEVICES = 2_000
 LEAST_PARITY_DEVICES = 100
 """Likewise of each day."""
 PARITY = "equals_in_process_pytorch"
+SCORES = "champion_can_score"
 
 ROW_CHECKS = [
     Check(
@@ -95,22 +98,44 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         for audience in project.audiences
     ]
 
+    scores = [
+        dg.AssetCheckSpec(
+            SCORES,
+            asset=key_of(audience),
+            description="there is a champion, its bundle is what was recorded, and it was trained on such tokens; "
+            "else this audience is not scored",
+            partitions_def=daily.partitions,
+        )
+        for audience in project.audiences
+    ]
+
     @dg.multi_asset(
-        name="predictions", specs=specs, can_subset=True, backfill_policy=daily.backfill, pool=SPARK_POOL
+        name="predictions",
+        specs=specs,
+        check_specs=scores,
+        can_subset=True,
+        backfill_policy=daily.backfill,
+        pool=SPARK_POOL,
     )
     def predictions(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
-    ) -> Iterator[dg.MaterializeResult[None]]:
-        """Reads and encodes the feature tokens once, whatever the number of audiences."""
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+        """Reads and encodes the feature tokens once, whatever the number of audiences.
+
+        An audience whose champion cannot score stops nobody else's.
+        """
         days = days_of(context)
         wanted = [a for a in project.audiences if key_of(a) in context.selected_asset_keys]
-        champions = {a.name: models.current(a.name, "champion") for a in wanted}
-        bundles = {name: models.bundle_ref(record) for name, record in champions.items()}
         tokens = lake.snapshot("feature_tokens", keys_of(days))
+        champions, refused = _find_champions(wanted, models, tokens)
+        yield from report(context, _champion_verdicts(wanted, champions, refused, keys_of(days)))
+        for error in refused.values():
+            context.log.error(str(error))
+        if not champions:
+            raise next(iter(refused.values()))
+        bundles = {name: models.bundle_ref(record) for name, record in champions.items()}
         threads = worker_threads(spark.session, bundles)
         context.log.info("a bundle of each of %d audiences is loaded; threads: %s", len(bundles), threads)
-        for record in champions.values():
-            _require_trained_alike(record, bundles[record.audience].path, tokens)
         expected = {f"{name}/{p.key}": p.rows for name in champions for p in tokens.partitions}
         written = lake.write(
             score_files(spark.session, tokens.files(), bundles),
@@ -123,22 +148,50 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             properties=lambda key: {"bundle": champions[key.split("/")[0]].version},
             made_from=lambda key: tokens.only([key.split("/")[1]]).versions,
         )
-        for audience in wanted:
-            record = champions[audience.name]
+        for name, record in champions.items():
             yield materialized(
-                [written[key] for key in keys_of(days, audience.name)],
+                [written[key] for key in keys_of(days, name)],
                 {**record.summary(), "threads_per_task": threads},
-                key_of(audience),
+                dg.AssetKey([name, "predictions"]),
             )
 
     return [predictions, *[_prediction_checks(audience, daily) for audience in project.audiences]]
 
 
-def _require_trained_alike(champion: ModelRecord, bundle: Path, tokens: Snapshot) -> None:
-    """Refuses tokens that mean something else than those that the champion was trained on."""
-    fields = [field.name for field in read_manifest(bundle).fields]
-    settings = fields_of_settings(champion.properties.get(MADE_WITH, {}), fields)
-    tokens.made_with(settings, by=f"the champion {champion.version} of {champion.audience}")
+def _find_champions(
+    audiences: Sequence[Audience], models: ModelStore, tokens: Snapshot
+) -> tuple[dict[str, ModelRecord], dict[str, AudienceFactoryError]]:
+    """The champions that can score the tokens; of the other audiences, the reason why theirs cannot."""
+    champions: dict[str, ModelRecord] = {}
+    refused: dict[str, AudienceFactoryError] = {}
+    for audience in audiences:
+        try:
+            record = models.current(audience.name, CHAMPION)
+            bundle = models.bundle(record)
+            fields = [field.name for field in read_manifest(bundle).fields]
+            settings = fields_of_settings(record.properties.get(MADE_WITH, {}), fields)
+            tokens.made_with(settings, by=f"the champion {record.version} of {audience.name}")
+            champions[audience.name] = record
+        except (BundleError, DataError) as error:
+            refused[audience.name] = error
+    return champions, refused
+
+
+def _champion_verdicts(
+    audiences: Sequence[Audience],
+    champions: Mapping[str, ModelRecord],
+    refused: Mapping[str, AudienceFactoryError],
+    days: Sequence[str],
+) -> Iterator[Verdict]:
+    for audience in audiences:
+        record, error = champions.get(audience.name), refused.get(audience.name)
+        yield verdict(
+            key_of(audience),
+            SCORES,
+            [Subject(record.version if record else "none", day) for day in days],
+            days if error else [],
+            description=str(error) if error else None,
+        )
 
 
 def _prediction_checks(audience: Audience, daily: Daily) -> dg.AssetChecksDefinition:

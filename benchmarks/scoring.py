@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -227,9 +228,7 @@ class _Comparison:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            orders, answers = process.stdin, process.stdout
+            orders, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
 
             def score() -> float:
                 orders.write("\n")

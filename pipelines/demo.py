@@ -5,8 +5,8 @@ except the report's comparison with what really happened after the scored day.
 """
 
 import argparse
-import fcntl
 import os
+import signal
 import sys
 import time
 import uuid
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TextIO
 
 import dagster as dg
 import pandas as pd
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from pyspark.sql import SparkSession
 
+from pipelines.demo_lock import lock_demo
 from pipelines.partitions import keys_of
 from pipelines.steps.candidate_models import CANDIDATES, Measured
 from pipelines.steps.errors import AudienceFactoryError, DataError
@@ -39,6 +39,7 @@ from resources.spark import Spark
 
 SCORED_DAYS = {"simulated": date(2025, 5, 30), "retail": date(2011, 11, 8)}
 """The newest day whose whole horizon lies within the events, so that the segment can be measured."""
+DATA = {"simulated": Path("data"), "retail": Path("data/online_retail")}
 RUN_TAG = "audience_factory/demo"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -61,30 +62,33 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    started, lock = time.monotonic(), None
+    started, options = time.monotonic(), _parse(arguments)
     try:
-        demo = _prepare(_parse(arguments))
-        lock = _lock(demo.data)
-        _say(f"Dagster keeps the history in {os.environ['DAGSTER_HOME']}")
-        # Started here, so that all runs share one JVM: a run stops only a session that it started.
-        spark = Spark.from_environment(driver_memory="3g")
-        session = spark.session
-        with dg.DagsterInstance.get() as instance:
-            _close_killed_runs(instance)
-            _run_chain(demo, instance)
-        _report(demo, session)
-        session.stop()
+        with lock_demo(DATA[options.world]):
+            demo = _prepare(options)
+            _run(demo)
     except AudienceFactoryError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted; the same command starts again, nothing half-written is used\n")
         return 130
-    finally:
-        if lock:
-            lock.close()
     _say(f"\nDone in {time.monotonic() - started:.0f} s. To look at it in the UI: {demo.ui_command}")
     return 0
+
+
+def _run(demo: Demo) -> None:
+    _say(f"Dagster keeps the history in {os.environ['DAGSTER_HOME']}")
+    # Started here, so that all runs share one JVM: a run stops only a session that it started.
+    spark = Spark.from_environment(driver_memory="3g")
+    try:
+        session = spark.session
+        with dg.DagsterInstance.get() as instance:
+            _close_killed_runs(instance)
+            _run_chain(demo, instance)
+        _report(demo, session)
+    finally:
+        spark.stop()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -103,8 +107,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _prepare(options: argparse.Namespace) -> Demo:
     """Makes the input and sets what `pipelines.definitions` reads."""
+    data = DATA[options.world]
     if options.world == "simulated":
-        data = Path("data")
         audiences, home, command = Path("audiences"), Path("dagster_home"), "make ui"
         config = WorldConfig(devices=options.devices, events=options.events, seed=options.seed)
         simulate_world(config, data / "world", _say)
@@ -116,7 +120,6 @@ def _prepare(options: argparse.Namespace) -> Demo:
                 expected="the events.parquet of UCI Online Retail",
                 remedy="give its path: make demo-retail DATA=path/to/events.parquet",
             )
-        data = Path("data/online_retail")
         audiences, home = Path("examples/online_retail"), Path("dagster_home/online_retail")
         command = f"make ui-retail DATA={options.data}"
         os.environ["RETAIL_EVENTS"] = str(options.data.absolute())
@@ -124,22 +127,6 @@ def _prepare(options: argparse.Namespace) -> Demo:
     os.environ.setdefault("DAGSTER_HOME", str(home.absolute()))
     _make_dagster_home(Path(os.environ["DAGSTER_HOME"]))
     return Demo(load_project(audiences), data.absolute(), SCORED_DAYS[options.world], command)
-
-
-def _lock(data: Path) -> TextIO:
-    """Refuses a second demo on the same data: each would take the other's run for a killed one."""
-    data.mkdir(parents=True, exist_ok=True)
-    stream = (data / ".demo.lock").open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(
-            f"another demo is running on {data}",
-            found="its lock",
-            expected="no other demo",
-            remedy="wait for it, or stop it",
-        ) from None
-    return stream
 
 
 def _make_dagster_home(home: Path) -> None:
@@ -302,4 +289,5 @@ def _say(line: str, end: str = "\n") -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C: Spark is stopped
     sys.exit(main())

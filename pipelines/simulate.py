@@ -9,10 +9,13 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from pathlib import Path
 
-from pipelines.steps.simulated_world import SimulationError, WorldConfig, simulate_world
+from pipelines.demo_lock import LOCK_NAME, lock_demo
+from pipelines.steps.errors import AudienceFactoryError
+from pipelines.steps.simulated_world import WorldConfig, simulate_world
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,11 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             first_day=options.first_day,
             seed=options.seed,
         )
-        simulate_world(config, options.out, report)
-    except SimulationError as error:
+        with _locked(options.out.parent):
+            simulate_world(config, options.out, report)
+    except AudienceFactoryError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _locked(data: Path) -> AbstractContextManager[object]:
+    """Keeps the demo away that may have its data there; elsewhere, no lock file appears."""
+    return lock_demo(data) if (data / LOCK_NAME).exists() else nullcontext()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -196,7 +196,7 @@ def evaluate(
 
 
 def report(
-    context: dg.AssetCheckExecutionContext, verdicts: Iterable[Verdict]
+    context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext, verdicts: Iterable[Verdict]
 ) -> Iterator[dg.AssetCheckResult]:
     """Gives each day its verdict in Dagster's history, and each check its result in the run."""
     for found in verdicts:
@@ -205,7 +205,7 @@ def report(
         yield found.result
 
 
-def _report_days(context: dg.AssetCheckExecutionContext, found: Verdict) -> None:
+def _report_days(context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext, found: Verdict) -> None:
     """Writes a verdict for each day of a range.
 
     Dagster 1.13 plans an evaluation for each day, but lets a step report one for all of them: the days' own

@@ -147,6 +147,21 @@ def test_loading_definitions_is_quick(loading: dict[str, Any]) -> None:
     assert loading["cpu_seconds"] < MAX_CPU_SECONDS * SLACK
 
 
+# --- what `python -O` leaves out ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["pipelines", "assets", "resources", "benchmarks", "scripts"])
+def test_nothing_that_runs_is_an_assertion(folder: str) -> None:
+    """What must happen or must hold is a statement of its own: `python -O` once started no Spark."""
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}"
+        for path in sorted((REPOSITORY / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]
+    assert found == []
+
+
 # --- where packages come from ---------------------------------------------------------------------
 
 PRINT_ORIGINS = """

@@ -54,7 +54,13 @@ def train_dnn_distributed(
             expected=f"{processes} processes that all end",
             remedy="look at the log of the first that failed; or train in one process",
         ) from error
-    assert isinstance(trained, TrainedDnn)
+    if not isinstance(trained, TrainedDnn):  # what came back through a file of the distributor's
+        raise TrainingError(
+            "training in several processes gave no network",
+            found=type(trained).__name__,
+            expected=TrainedDnn.__name__,
+            remedy="look at the log of the first process; or train in one process",
+        )
     return trained
 
 
