@@ -311,6 +311,10 @@ def _train(
     )
 
 
+def _in_memory(rows: Rows) -> TrainingRows:
+    return rows if isinstance(rows, TrainingRows) else rows.read()
+
+
 def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition:
     key = dg.AssetKey([audience.name, f"{name}_model"])
 

@@ -102,8 +102,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         dg.AssetCheckSpec(
             SCORES,
             asset=key_of(audience),
-            description="there is a champion, its bundle is what was recorded, and it was trained on such tokens; "
-            "else this audience is not scored",
+            description="there is a champion, its bundle is what was recorded, and it was trained on such "
+            "tokens; else this audience is not scored",
             partitions_def=daily.partitions,
         )
         for audience in project.audiences
