@@ -7,7 +7,6 @@ import pandas as pd
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.app_events import (
-    REASON,
     accept_events,
     account_rows,
     count_undated,
@@ -16,6 +15,7 @@ from pipelines.steps.app_events import (
     read_raw_events,
 )
 from pipelines.steps.event_columns import check_event_columns
+from pipelines.steps.event_names import REASON, named_columns
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake, describe
@@ -72,12 +72,17 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         """Accepted events of the day, each once; the others are counted and quarantined."""
         check_event_columns(project)  # before the JVM starts
         days = days_of(context)
-        labelled = label_rejections(read_raw_events(spark.session, source, days), source)
+        raw = read_raw_events(spark.session, source, days, named_columns(project))
+        labelled = label_rejections(raw, source)
         rejected = lake.write(
             quarantine_events(labelled), REJECTED, by=["day"], keys=keys_of(days), sort=[REASON]
         )
         accepted = lake.write(
-            accept_events(labelled), KEY.to_user_string(), by=["day"], keys=keys_of(days), sort=["device_id"]
+            accept_events(labelled, source),
+            KEY.to_user_string(),
+            by=["day"],
+            keys=keys_of(days),
+            sort=["device_id"],
         )
         return dg.MaterializeResult(
             metadata={

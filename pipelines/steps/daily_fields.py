@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.steps.event_names import quoted, stored_name
 from pipelines.steps.project import FieldSpec
 
 
@@ -12,7 +13,7 @@ def aggregate_days(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
     """Aggregates accepted events to device-days.
 
     Args:
-        events: `device_id`, `day`, `event_time` and the fields' raw columns.
+        events: `device_id`, `day`, `event_time` and the fields' raw columns, by their stored names.
         fields: The fields to keep.
 
     Returns:
@@ -28,7 +29,7 @@ def aggregate_days(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
 
 
 def _distinct_values(field: FieldSpec) -> Column:
-    value = F.col(field.column).cast("string")
+    value = F.col(quoted(stored_name(field.column))).cast("string")
     if field.kind == "multi":
         return F.array_sort(F.collect_set(value))
     seen = F.collect_set(F.when(value.isNotNull(), F.struct("event_time", value.alias("value"))))
