@@ -56,7 +56,7 @@ USUAL = DayCounts(1_000, {"zero_id": 10, "filter:emulator": 100})
         (
             {"late_event": 40, "missing_id": 50},
             "late_event: 4.0% of the rows of 2025-03-31, usually 0.0% (are time_column and arrival_column in "
-            "different time zones, or is max_late_hours too short?); "
+            "different time zones, or max_late_hours too few?); "
             "missing_id: 5.0% of the rows of 2025-03-31, usually 0.0%",
         ),
         ({}, None),

@@ -294,7 +294,7 @@ def test_checks_warn_of_a_day_without_events_and_of_folders_of_another_zone(
 
 
 def test_a_raw_column_of_our_name_is_kept_beside_ours(spark: SparkSession, tmp_path: Path) -> None:
-    names = {
+    names: dict[str, list[Any]] = {
         "device_id": ["hw"],
         "day": [15],
         "event_time": ["noon"],
@@ -304,7 +304,7 @@ def test_a_raw_column_of_our_name_is_kept_beside_ours(spark: SparkSession, tmp_p
     path = land(tmp_path / "a.parquet", {"id": ["phone"]} | names)
     [row] = rows_of(accept_events(read(spark, source(path))))
     assert (row["device_id"], row["day"], row["event_time"], row["copies"]) == ("phone", DAY, NOON, 1)
-    assert {name: row[f"raw:{name}"] for name in names} == {name: value for name, [value] in names.items()}
+    assert {name: row[f"raw:{name}"] for name in names} == {name: value[0] for name, value in names.items()}
 
 
 def test_an_arrival_column_may_be_called_event_time(spark: SparkSession, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ MISREAD_CAUSES: Mapping[str, str] = {
     "missing_time": "is events.time_column the right one, and filled?",
     "missing_arrival": "is events.arrival_column the right one, and filled?",
     "future_event": "are time_column and arrival_column exchanged, or in different time zones?",
-    "late_event": "are time_column and arrival_column in different time zones, or is max_late_hours too short?",
+    "late_event": "are time_column and arrival_column in different time zones, or max_late_hours too few?",
     "undecodable_id": "are the ids written in another encoding than UTF-8?",
     "control_character_in_id": "is events.id_column the right one?",
     "overlong_id": "is events.id_column the right one?",
