@@ -1,13 +1,13 @@
 """app_events: each day's raw events, deduplicated; rejected rows quarantined with their reason."""
 
 from collections.abc import Iterator, Sequence
+from datetime import date
 
 import dagster as dg
 import pandas as pd
 
 from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.app_events import (
-    REASON,
     accept_events,
     account_rows,
     count_undated,
@@ -15,7 +15,9 @@ from pipelines.steps.app_events import (
     quarantine_events,
     read_raw_events,
 )
+from pipelines.steps.event_alarms import count_days, days_before, unusual_number, unusual_rejections
 from pipelines.steps.event_columns import check_event_columns
+from pipelines.steps.event_names import COPIES, REASON, named_columns
 from pipelines.steps.project import Project
 from pipelines.steps.settings import MADE_WITH, code_version, event_settings
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
@@ -50,6 +52,18 @@ ACCOUNT_CHECKS = [
         blocking=False,
     ),
     Check(
+        "usual_share_rejected",
+        "no reason rejects more of a day's rows than on the days before, nor a tenth by misreading them",
+        [expect("ExpectColumnValuesToBeNull", column="unusual_rejections")],
+        blocking=False,
+    ),
+    Check(
+        "usual_number_of_events",
+        "there are events, and not far fewer than usual on the weekday",
+        [expect("ExpectColumnValuesToBeNull", column="unusual_number")],
+        blocking=False,
+    ),
+    Check(
         "no_undated_rows",
         "no row lacks both event time and arrival: it would belong to no day",
         [expect("ExpectColumnValuesToBeInSet", column="undated", value_set=[0])],
@@ -80,12 +94,13 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         """Accepted events of the day, each once; the others are counted and quarantined."""
         check_event_columns(project)  # before the JVM starts
         days = days_of(context)
-        labelled = label_rejections(read_raw_events(spark.session, source, days), source)
+        raw = read_raw_events(spark.session, source, days, named_columns(project))
+        labelled = label_rejections(raw, source)
         rejected = lake.write(
             quarantine_events(labelled), REJECTED, by=["day"], keys=keys_of(days), sort=[REASON]
         )
         accepted = lake.write(
-            accept_events(labelled),
+            accept_events(labelled, source),
             KEY.to_user_string(),
             by=["day"],
             keys=keys_of(days),
@@ -113,6 +128,15 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         account = account_rows(raw, accepted, rejected, days).toPandas()
         account["rejected_share"] = account["rejected"] / account["raw"].clip(lower=1)
         account["undated"] = count_undated(spark.session, source, days)
+        known = set(lake.partition_keys(REJECTED)) & set(lake.partition_keys("app_events"))
+        compared = days_before(days, {date.fromisoformat(key) for key in known})
+        counts = count_days(
+            lake.snapshot("app_events", keys_of(compared)).frame(spark.session, ["day", COPIES]),
+            lake.snapshot(REJECTED, keys_of(compared)).frame(spark.session, ["day", REASON]),
+        )
+        events = {date.fromisoformat(key): lake.partition("app_events", key).rows for key in sorted(known)}
+        account["unusual_rejections"] = [unusual_rejections(day, counts) for day in account["day"]]
+        account["unusual_number"] = [unusual_number(day, events) for day in account["day"]]
         reasons = rejected.groupBy(REASON).count().orderBy(REASON).toPandas()
         metadata = _summary(account, reasons)
         yield from report(context, evaluate(KEY, ACCOUNT_CHECKS, account, subjects, metadata))

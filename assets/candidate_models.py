@@ -312,7 +312,7 @@ def _train(
 
 
 def _in_memory(rows: Rows) -> TrainingRows:
-    return rows if isinstance(rows, TrainingRows) else rows.read()
+    return rows if isinstance(rows, TrainingRows) else rows.read([TRAIN, VALIDATION, TEST])
 
 
 def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition:

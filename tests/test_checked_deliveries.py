@@ -438,6 +438,35 @@ def test_a_precision_that_was_never_reached_withholds_its_segment_alone(
     )
 
 
+# --- one audience -----------------------------------------------------------------------------------
+
+
+def test_an_audience_whose_champion_cannot_score_stops_nobody_elses(
+    project: SmallProject, instance: dg.DagsterInstance
+) -> None:
+    bundle = project.models.bundle(project.models.current("bike_buyers", "champion"))
+    (bundle / "bundle.json").write_text((bundle / "bundle.json").read_text().replace("}", "} ", 1))
+    both = ["bike_buyers/predictions", "bike_buyers/segments", *DELIVERED]
+
+    result = materialize(project.definitions(), instance, both, SCORED_DAY)
+
+    assert materialized(result) == set(DELIVERED)
+    found = verdicts(result)
+    assert (
+        found["bike_buyers/predictions:champion_can_score"],
+        found["car_buyers/predictions:champion_can_score"],
+    ) == (
+        False,
+        True,
+    )
+    said = next(
+        e
+        for e in result.get_asset_check_evaluations()
+        if e.check_name == "champion_can_score" and not e.passed
+    )
+    assert "was changed since it was recorded" in (said.description or "")
+
+
 # --- a day without events ---------------------------------------------------------------------------
 
 

@@ -5,80 +5,119 @@ unless the event time is missing, lies after the arrival, or lies further before
 `max_late_hours`: then it is the day of arrival, where the row is rejected. The day of arrival is that of
 the folder where the source has one per day, else that of the arrival column. So a day computed at
 `max_late_hours` after midnight equals the same day computed by a backfill a year later.
+
+Every raw column is stored, so that an audience that names another one later needs no new ingestion. Those
+that the project's files name are there on every day, of one type, null where no file has them; the
+others are as the day's files have them (`event_rows`). The id is stored as `device_id` alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import DataType, StringType
 
 from pipelines.steps.errors import DataError
+from pipelines.steps.event_files import EventFile, all_files, files_of_days, find_columns, spellings
+from pipelines.steps.event_ids import id_reason, normalized_id
+from pipelines.steps.event_names import (
+    COPIES,
+    OUR_COLUMNS,
+    RAW,
+    REASON,
+    quoted,
+    source_columns,
+    stored_name,
+)
+from pipelines.steps.event_rows import FILE_PATH, MISTYPED, RAW_ID, column_type, read_rows
 from pipelines.steps.project import EventSource
-
-REASON = "rejected_because"
-ZERO_ID = r"^[0:\-\s]*0[0:\-\s]*$"
-"""An advertising id of zeros is what a phone sends when its owner forbids tracking."""
-WHITE_SPACE = " \t\r\n"
-"""Around an id it is dirt; Spark's own trim takes spaces only."""
-SCIENTIFIC = r"^\d+(\.\d+)?E\d+$"
+from pipelines.steps.project_values import DAY_PLACEHOLDER
 
 
-def read_raw_events(spark: SparkSession, source: EventSource, days: Sequence[date]) -> DataFrame:
+def read_raw_events(
+    spark: SparkSession, source: EventSource, days: Sequence[date], columns: Collection[str] = ()
+) -> DataFrame:
     """The raw rows that belong to `days`, with the columns `device_id`, `event_time`, `day`.
 
     Args:
         spark: The session.
         source: Where events lie and how their columns are named.
         days: Consecutive or not; all are read in one scan.
+        columns: Raw columns that the project's files name, beside those that the source itself needs.
 
     Raises:
         DataError: There are no events at all where the source says they lie.
     """
-    raw = spark.read.parquet(*_paths(source, days))
-    event_time = F.col(source.time_column).cast("timestamp")
-    arrival = F.col(source.arrival_column).cast("timestamp") if source.arrival_column else None
+    named = list(dict.fromkeys([*source_columns(source), *columns]))
+    raw = read_rows(spark, _files(source, days), _column_types(source, named), source.id_column)
+    event_time, arrival = _times(source)
     if not _has_folders(source):
         raw = raw.where(_may_belong(event_time, arrival, days))
-    # Spark compares names without regard to case: "Device_ID" is then the new column already.
-    drop = [source.id_column] if source.id_column.lower() != "device_id" else []
+    # Ours says all that the raw column of its name does, unless a file names that one.
+    repeated = [stored_name(source.time_column)] if source.time_column not in columns else []
     return (
         raw.withColumns(
             {
-                "device_id": _normalized_id(F.col(source.id_column).cast("string"), source.id_normalizer),
+                "device_id": normalized_id(F.col(quoted(RAW_ID)), source.id_normalizer),
                 "day": _day(source, event_time, arrival),
                 "event_time": event_time,
             }
         )
-        .drop(*drop)
+        .drop(RAW_ID, FILE_PATH, *(name for name in repeated if name.startswith(RAW)))
         .where(F.col("day").isin(list(days)))
     )
 
 
 def label_rejections(raw: DataFrame, source: EventSource) -> DataFrame:
     """Adds the column `rejected_because`: null for a row to keep, else the first reason that holds."""
-    missing = F.col("device_id").isNull() | (F.col("device_id") == "")
-    reason = F.when(missing, "missing_id").when(F.col("device_id").rlike(ZERO_ID), "zero_id")
-    reason = reason.when(F.col("event_time").isNull(), "missing_time")
+    mistyped = F.col(quoted(MISTYPED))
+    reason = F.coalesce(
+        id_reason(F.col("device_id")),
+        F.when(mistyped.isNotNull(), F.concat(F.lit("mistyped:"), mistyped)),
+        F.when(F.col("event_time").isNull(), "missing_time"),
+    )
     if source.arrival_column:
-        arrival = F.col(source.arrival_column).cast("timestamp")
-        reason = (
-            reason.when(arrival.isNull(), "missing_arrival")
+        arrival = F.col(quoted(stored_name(source.arrival_column))).cast("timestamp")
+        late = (
+            F.when(arrival.isNull(), "missing_arrival")
             .when(F.col("event_time") > arrival, "future_event")
             .when(_is_late(F.col("event_time"), arrival, source.max_late_hours), "late_event")
         )
+        reason = F.coalesce(reason, late)
     # Its folder is of another day than its arrival: were it kept, one day's run would never see it.
-    reason = reason.when(F.to_date("event_time") != F.col("day"), "misfiled_event")
-    for name, predicate in source.filters.items():
-        reason = reason.when(~F.coalesce(F.expr(predicate), F.lit(False)), f"filter:{name}")
-    return raw.withColumn(REASON, reason)
+    reason = F.coalesce(reason, F.when(F.to_date("event_time") != F.col("day"), "misfiled_event"))
+    kept = {name: f"our:filter:{name}" for name in source.filters}
+    conditions = {kept[name]: predicate for name, predicate in source.filters.items()}
+    for name, flag in kept.items():
+        fails = ~F.coalesce(F.col(quoted(flag)), F.lit(False))
+        reason = F.coalesce(reason, F.when(fails, f"filter:{name}"))
+    return _with_conditions(raw, conditions).withColumn(REASON, reason).drop(MISTYPED, *kept.values())
 
 
-def accept_events(labelled: DataFrame) -> DataFrame:
-    """The rows to keep, each once, with `copies`: how many equal raw rows it stands for."""
+def accept_events(labelled: DataFrame, source: EventSource | None = None) -> DataFrame:
+    """The rows to keep, each once, with `copies`: how many raw rows it stands for.
+
+    Args:
+        labelled: The rows of `label_rejections`.
+        source: Says which rows are one event; without it those that are equal in every column.
+    """
     kept = labelled.where(F.col(REASON).isNull()).drop(REASON)
-    return kept.groupBy(*kept.columns).agg(F.count("*").alias("copies"))
+    copies = F.count("*").alias(COPIES)
+    if source is None or source.deduplicate_by == "all":
+        return kept.groupBy(*[quoted(name) for name in kept.columns]).agg(copies)
+    always = {source.id_column.lower(), source.time_column.lower()}
+    named = [stored_name(name) for name in source.deduplicate_by if name.lower() not in always]
+    keys = dict.fromkeys(["device_id", "event_time", "day", *named])
+    row = F.struct(*[quoted(name) for name in kept.columns])
+    # As JSON, because Spark cannot order maps; any order will do that is the same on every run.
+    first = F.min_by(row, F.to_json(row, {"ignoreNullFields": "false"})).alias("first")
+    return (
+        kept.groupBy(*[F.col(quoted(key)).alias(f"our:{key}") for key in keys])
+        .agg(first, copies)
+        .select("first.*", COPIES)
+    )
 
 
 def quarantine_events(labelled: DataFrame) -> DataFrame:
@@ -94,7 +133,7 @@ def account_rows(raw: DataFrame, accepted: DataFrame, rejected: DataFrame, days:
     """
     every_day = F.explode(F.array(*[F.lit(day) for day in days])).alias("day")
     kept = accepted.groupBy("day").agg(
-        F.count("*").alias("accepted"), F.sum(F.col("copies") - 1).alias("duplicate")
+        F.count("*").alias("accepted"), F.sum(F.col(COPIES) - 1).alias("duplicate")
     )
     return (
         raw.sparkSession.range(1)
@@ -112,27 +151,21 @@ def count_undated(spark: SparkSession, source: EventSource, days: Sequence[date]
     """Raw rows that belong to no day, with neither event time nor arrival; in folders every row has one."""
     if _has_folders(source):
         return 0
-    raw = spark.read.parquet(*_paths(source, days))
-    undated = F.col(source.time_column).isNull()
-    if source.arrival_column:
-        undated &= F.col(source.arrival_column).isNull()
-    return raw.where(undated).count()
+    types = _column_types(source, source_columns(source))
+    event_time, arrival = _times(source)
+    undated = event_time.isNull() if arrival is None else event_time.isNull() & arrival.isNull()
+    return read_rows(spark, _files(source, days), types, source.id_column).where(undated).count()
 
 
 def _has_folders(source: EventSource) -> bool:
-    return "{day}" in source.path
+    return DAY_PLACEHOLDER in source.path
 
 
-def _paths(source: EventSource, days: Sequence[date]) -> list[str]:
+def _files(source: EventSource, days: Sequence[date]) -> list[EventFile]:
     if not _has_folders(source):
-        return [source.path]
-    # An accepted event arrives on its own day or, less than 24 hours late, on the next.
-    arrivals = sorted({d for day in days for d in (day, day + timedelta(days=1))})
-    paths = [source.path.replace("{day}", day.isoformat()) for day in arrivals]
-    found = [path for path in paths if Path(path).exists()]
-    absent = sorted(
-        d.isoformat() for d in days if not Path(source.path.replace("{day}", d.isoformat())).exists()
-    )
+        return files_of_days(source, days)
+    folders = {day: Path(source.path.replace(DAY_PLACEHOLDER, day.isoformat())) for day in days}
+    absent = sorted(day.isoformat() for day, folder in folders.items() if not folder.exists())
     if absent:
         raise DataError(
             f"no events arrived on {len(absent)} of the {len(days)} days asked for",
@@ -140,18 +173,40 @@ def _paths(source: EventSource, days: Sequence[date]) -> list[str]:
             expected="one directory per day of arrival",
             remedy="let the events land first, or correct events.path in fields.yaml",
         )
-    return found
+    # An accepted event arrives on its own day or, less than 24 hours late, on the next.
+    return files_of_days(source, sorted({d for day in days for d in (day, day + timedelta(days=1))}))
 
 
-def _normalized_id(column: Column, normalizer: str) -> Column:
-    trimmed = F.trim(column, F.lit(WHITE_SPACE))
-    if normalizer == "lower":
-        return F.lower(trimmed)
-    if normalizer == "integer":
-        # Ids with gaps are stored as floats: 12345678.0 reads "1.2345678E7", and a gap may read "NaN".
-        plain = F.when(trimmed.rlike(SCIENTIFIC), trimmed.try_cast("decimal(38,4)").cast("string"))
-        return F.nullif(F.regexp_replace(F.coalesce(plain, trimmed), r"\.0+$", ""), F.lit("NaN"))
-    return trimmed
+def _column_types(source: EventSource, names: Sequence[str]) -> dict[str, DataType]:
+    """The types of named columns, from the oldest files that have them: the same whatever days are read."""
+    found = find_columns(all_files(source), names)
+    types: dict[str, DataType] = {}
+    for name in names:
+        exact = [name] if name in found.names else spellings(found, name)
+        if exact:
+            types[name] = column_type(found.field(exact[0]).type)
+        elif name.lower() not in OUR_COLUMNS:  # a filter may mean ours
+            types[name] = StringType()
+    return types
+
+
+def _times(source: EventSource) -> tuple[Column, Column | None]:
+    event_time = F.col(quoted(stored_name(source.time_column))).cast("timestamp")
+    if not source.arrival_column:
+        return event_time, None
+    return event_time, F.col(quoted(stored_name(source.arrival_column))).cast("timestamp")
+
+
+def _with_conditions(rows: DataFrame, conditions: dict[str, str]) -> DataFrame:
+    """Adds conditions that see raw columns by their own names, and ours where there is no such one."""
+    if not conditions:
+        return rows
+    raw = {name.removeprefix(RAW) for name in rows.columns if name.startswith(RAW)}
+    seen = {name: f"our:{name}" if name in raw else name.removeprefix(RAW) for name in rows.columns}
+    renamed = rows.select(*[F.col(quoted(name)).alias(alias) for name, alias in seen.items()])
+    judged = renamed.withColumns({flag: F.expr(predicate) for flag, predicate in conditions.items()})
+    back = [F.col(quoted(alias)).alias(name) for name, alias in seen.items()]
+    return judged.select(*back, *[quoted(flag) for flag in conditions])
 
 
 def _is_late(event_time: Column, arrival: Column, max_late_hours: int) -> Column:
@@ -176,8 +231,8 @@ def _day(source: EventSource, event_time: Column, arrival: Column | None) -> Col
 
 def _folder_day(source: EventSource) -> Column:
     """The day that the file's folder is named for."""
-    before = source.path.split("{day}")[0].split("/")[-1]
-    found = F.regexp_extract("_metadata.file_path", rf"/\Q{before}\E(\d{{4}}-\d{{2}}-\d{{2}})", 1)
+    before = source.path.split(DAY_PLACEHOLDER)[0].split("/")[-1]
+    found = F.regexp_extract(quoted(FILE_PATH), rf"/\Q{before}\E(\d{{4}}-\d{{2}}-\d{{2}})", 1)
     return F.to_date(found)  # no match is an error: Spark refuses to read '' as a date
 
 

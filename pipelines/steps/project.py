@@ -26,6 +26,7 @@ from pydantic import (
 from pipelines.steps.project_errors import problem, shown_path, unknown_key
 from pipelines.steps.project_values import (
     DAY_PLACEHOLDER,
+    AllOrColumns,
     Column,
     Day,
     DestinationPath,
@@ -98,6 +99,9 @@ class EventSource(_Section):
         arrival_column: When it was received, where that is known.
         max_late_hours: An event that arrives later than this after it happened is rejected.
         id_normalizer: `lower` folds case, `integer` turns `17850.0` into `17850`.
+        deduplicate_by: Which rows are one event: `all`, rows that are equal in every column; or a list of
+            raw columns, then rows that are equal in these, id and time. Of those the first in a fixed
+            order is kept.
         filters: Name → Spark SQL condition that a kept row satisfies. Where the condition is null the
             row is rejected, too, for the reason `filter:<name>`.
         first_day: The first day there is.
@@ -111,6 +115,7 @@ class EventSource(_Section):
     arrival_column: Column | None = None
     max_late_hours: int = Field(default=2, ge=0, le=23)
     id_normalizer: Literal["none", "lower", "integer"] = "none"
+    deduplicate_by: AllOrColumns = "all"
     filters: dict[Identifier, Predicate] = Field(default_factory=dict)
     first_day: Day
     last_day: Day | None = None
@@ -220,7 +225,8 @@ class FieldsConfig(_Section):
     @model_validator(mode="after")
     def _ids_are_no_features(self) -> Self:
         for field in self.fields:
-            if field.column == self.events.id_column:
+            # Spark compares names without regard to case.
+            if field.column.lower() == self.events.id_column.lower():
                 raise problem(
                     "a column other than events.id_column: an id is never a feature",
                     "take the field out, or name the column you meant",

@@ -6,7 +6,7 @@ import re
 from datetime import date, datetime
 from pathlib import Path
 from posixpath import normpath
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -141,6 +141,16 @@ def normalized_path(path: str) -> str:
     return normal[1:] if normal.startswith("//") else normal
 
 
+def _all_or_columns(value: object) -> object:
+    is_list = isinstance(value, list | tuple) and value and all(c and isinstance(c, str) for c in value)
+    if value == "all" or is_list:
+        return value
+    raise problem(
+        "`all`, or a list of raw columns",
+        "write [event_name, session_id] to tell events apart by these columns, id and time",
+    )
+
+
 Identifier = Annotated[str, AfterValidator(_identifier)]
 Column = Annotated[str, Field(min_length=1)]
 Day = Annotated[date, BeforeValidator(_day)]
@@ -153,3 +163,4 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 T = TypeVar("T")
 OneOrMore = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]
 """A YAML list; strict mode would want a tuple, which YAML does not have."""
+AllOrColumns = Annotated[Literal["all"] | OneOrMore[Column], BeforeValidator(_all_or_columns)]
