@@ -5,10 +5,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
 
 from pipelines.steps.errors import ConfigError
+from pipelines.steps.event_columns import _stored_type
+from pipelines.steps.event_rows import column_type
 from pipelines.steps.label_values import conversion_predicate
 from pipelines.steps.predicates import predicate_columns
 from pipelines.steps.project import FILE_KEY, Audience
@@ -138,3 +141,16 @@ def test_spark_matches_what_is_meant(frame: Frame) -> None:
     matched = events.select(*[F.expr(sql) for sql in conditions]).collect()
 
     assert [list(row) for row in matched] == [[True] * len(values), [False] * len(values)]
+
+
+@pytest.mark.parametrize(
+    "arrow",
+    [
+        pa.string(), pa.large_string(), pa.binary(), pa.binary(16), pa.bool_(), pa.int8(), pa.int64(),
+        pa.uint8(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.date32(), pa.timestamp("us", "UTC"),
+        pa.decimal128(10, 2), pa.dictionary(pa.int32(), pa.string()), pa.null(),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_label_is_held_against_the_type_that_events_are_stored_with(arrow: pa.DataType) -> None:
+    assert _stored_type(arrow) == column_type(arrow).simpleString()

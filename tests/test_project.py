@@ -721,7 +721,12 @@ def test_a_file_that_is_no_parquet_is_refused(workplace: Workplace) -> None:
         (pa.array([True]), "yes", "yes for the column 'converted' of type boolean", "true or false"),
         (pa.array([1]), "true", "true for the column 'converted' of type bigint", "a whole number"),
         (pa.array([1]), "1.5", "1.5 for the column 'converted' of type bigint", "a whole number"),
-        (pa.array([1], pa.uint8()), "40000", "40000 for the column 'converted' of type smallint", "holds"),
+        (
+            pa.array([1], pa.uint8()),
+            str(2**63),
+            f"{2**63} for the column 'converted' of type bigint",
+            "holds",
+        ),
         (pa.array([1.5]), "often", "often for the column 'converted' of type double", "a number"),
         (pa.array([date(2025, 1, 2)]), "soon", "soon for the column 'converted' of type date", "2025-01-31"),
         (pa.array([["a"]]), "a", "a for the column 'converted' of type list<", "a column of texts"),

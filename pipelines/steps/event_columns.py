@@ -10,7 +10,6 @@ import pyarrow as pa
 from pipelines.steps.errors import ConfigError
 from pipelines.steps.event_files import EventFile, all_files, find_columns, is_readable, spellings
 from pipelines.steps.event_names import shadowed
-from pipelines.steps.event_rows import column_type
 from pipelines.steps.label_values import conversion_predicate
 from pipelines.steps.predicates import predicate_columns
 from pipelines.steps.project import EVENT_COLUMNS, FieldsConfig, Project
@@ -57,7 +56,7 @@ def check_event_columns(project: Project) -> None:
     for use in predicate_uses:
         if use.file != fields.file:
             _check_meaning(use, shadowed(fields.events, set(schema.names) - set(first.folders.names)))
-    types = {column.name: column_type(column.type).simpleString() for column in schema}
+    types = {column.name: _stored_type(column.type) for column in schema}
     for audience in project.audiences:
         conversion_predicate(audience, types | _TYPES_OF_EVENT_COLUMNS)
 
@@ -168,3 +167,28 @@ def _event_schema(fields: FieldsConfig, wanted: list[str]) -> tuple[EventFile, p
         expected="a Parquet file or a folder of them" + (", per day" if DAY_PLACEHOLDER in path else ""),
         remedy="put the events there (`make demo` generates its own), or correct the path",
     )
+
+
+def _stored_type(column_type: pa.DataType) -> str:
+    """The Spark type that `app_events` stores a column as; of one that no label's value can be of, Arrow's.
+
+    The same as `event_rows.column_type`, which needs pyspark: seconds before a wrong file is told.
+    """
+    kinds = pa.types
+    if kinds.is_dictionary(column_type):
+        return _stored_type(column_type.value_type)
+    if kinds.is_timestamp(column_type):
+        return "timestamp"
+    if kinds.is_decimal(column_type):
+        return f"decimal({column_type.precision},{column_type.scale})"
+    if column_type == pa.uint64():
+        return "decimal(20,0)"
+    if kinds.is_integer(column_type):
+        return "bigint"
+    if kinds.is_floating(column_type):
+        return "double"
+    texts = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_binary)
+    bytes_ = (kinds.is_large_binary, kinds.is_fixed_size_binary, kinds.is_binary_view, kinds.is_null)
+    if any(holds(column_type) for holds in (*texts, *bytes_)):
+        return "string"
+    return {pa.bool_(): "boolean", pa.date32(): "date"}.get(column_type, str(column_type))

@@ -83,7 +83,7 @@ def column_type(arrow: pa.DataType) -> DataType:
 
     A column of nothing but nulls, or of a type that Spark cannot read, has none: text will do.
     """
-    found = _spark_type(arrow)
+    found = None if pa.types.is_null(arrow) else _spark_type(arrow)
     if found is None:
         return StringType()
     if isinstance(found, _INTEGERS):
