@@ -93,7 +93,8 @@ def find_columns(files: Iterable[EventFile], wanted: Sequence[str]) -> pa.Schema
 
 
 def is_nanoseconds(arrow: pa.DataType) -> bool:
-    return pa.types.is_timestamp(arrow) and arrow.unit == "ns"
+    """Whether it is a timestamp of nanoseconds, which Spark has no type for."""
+    return isinstance(arrow, pa.TimestampType) and bool(arrow.unit == "ns")
 
 
 def is_readable(arrow: pa.DataType) -> bool:

@@ -62,9 +62,5 @@ def id_reason(device_id: Column) -> Column:
 
 def _is_binary(arrow: pa.DataType) -> bool:
     kinds = pa.types
-    return (
-        kinds.is_binary(arrow)
-        or kinds.is_large_binary(arrow)
-        or kinds.is_binary_view(arrow)
-        or kinds.is_fixed_size_binary(arrow)
-    )
+    tests = (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view, kinds.is_fixed_size_binary)
+    return any(test(arrow) for test in tests)

@@ -221,8 +221,8 @@ def _spark_type(arrow: pa.DataType) -> DataType | None:
     if arrow == pa.uint64():
         return DecimalType(20, 0)
     if kinds.is_map(arrow):
-        inner = [_spark_type(arrow.key_type), _spark_type(arrow.item_type)]
-        return None if None in inner else MapType(*inner)
+        key, item = _spark_type(arrow.key_type), _spark_type(arrow.item_type)
+        return None if key is None or item is None else MapType(key, item)
     if kinds.is_list(arrow) or kinds.is_large_list(arrow) or kinds.is_fixed_size_list(arrow):
         element = _spark_type(arrow.value_type)
         return None if element is None else ArrayType(element)
