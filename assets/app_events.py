@@ -1,6 +1,7 @@
 """app_events: each day's raw events, deduplicated; rejected rows quarantined with their reason."""
 
 from collections.abc import Iterator, Sequence
+from datetime import date
 
 import dagster as dg
 import pandas as pd
@@ -14,8 +15,9 @@ from pipelines.steps.app_events import (
     quarantine_events,
     read_raw_events,
 )
+from pipelines.steps.event_alarms import count_days, days_before, unusual_number, unusual_rejections
 from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.event_names import REASON, named_columns
+from pipelines.steps.event_names import COPIES, REASON, named_columns
 from pipelines.steps.project import Project
 from resources.expectations import Check, check_specs, evaluate, expect
 from resources.lake import Lake, describe
@@ -46,6 +48,18 @@ ACCOUNT_CHECKS = [
         "most_rows_accepted",
         "at most half of a day's rows are rejected",
         [expect("ExpectColumnValuesToBeBetween", column="rejected_share", max_value=0.5)],
+        blocking=False,
+    ),
+    Check(
+        "usual_share_rejected",
+        "no reason rejects more of a day's rows than on the days before, nor a tenth by misreading them",
+        [expect("ExpectColumnValuesToBeNull", column="unusual_rejections")],
+        blocking=False,
+    ),
+    Check(
+        "usual_number_of_events",
+        "there are events, and not far fewer than usual on the weekday",
+        [expect("ExpectColumnValuesToBeNull", column="unusual_number")],
         blocking=False,
     ),
     Check(
@@ -103,6 +117,15 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         account = account_rows(raw, accepted, rejected, days).toPandas()
         account["rejected_share"] = account["rejected"] / account["raw"].clip(lower=1)
         account["undated"] = count_undated(spark.session, source, days)
+        known = set(lake.partition_keys(REJECTED)) & set(lake.partition_keys("app_events"))
+        compared = days_before(days, {date.fromisoformat(key) for key in known})
+        counts = count_days(
+            lake.read(spark.session, "app_events", keys_of(compared)).select("day", COPIES),
+            lake.read(spark.session, REJECTED, keys_of(compared)).select("day", REASON),
+        )
+        events = {date.fromisoformat(key): lake.partition("app_events", key).rows for key in sorted(known)}
+        account["unusual_rejections"] = [unusual_rejections(day, counts) for day in account["day"]]
+        account["unusual_number"] = [unusual_number(day, events) for day in account["day"]]
         reasons = rejected.groupBy(REASON).count().orderBy(REASON).toPandas()
         yield from evaluate(KEY, ACCOUNT_CHECKS, account, metadata=_summary(account, reasons))
 

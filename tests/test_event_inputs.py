@@ -5,11 +5,14 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from pyspark.sql import DataFrame, SparkSession
 
+from pipelines.definitions import build_definitions
 from pipelines.steps.app_events import accept_events, label_rejections, read_raw_events
 from pipelines.steps.daily_fields import aggregate_days
 from pipelines.steps.errors import ConfigError, DataError
@@ -17,6 +20,7 @@ from pipelines.steps.event_columns import check_event_columns
 from pipelines.steps.event_names import REASON, named_columns
 from pipelines.steps.project import EventSource, FieldSpec, Project
 from pipelines.steps.project_files import load_project
+from resources.spark import Spark
 
 DAY = date(2025, 3, 10)
 DAY_AFTER = DAY + timedelta(days=1)
@@ -261,11 +265,36 @@ def test_a_file_that_is_no_parquet_is_named(spark: SparkSession, tmp_path: Path)
         read(spark, source(f"{tmp_path}"))
 
 
+def test_checks_warn_of_a_day_without_events_and_of_folders_of_another_zone(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """A third of the rows lies in folders that end 8 hours later, as days of the Pacific coast do."""
+    hours = pa.array([NOON + timedelta(hours=28 + hour) for hour in range(12)], TIME)
+    land(tmp_path / "events/day=2025-03-11/a.parquet", {"app": ["shop"] * 12, "at": hours})
+    (tmp_path / "events/day=2025-03-12").mkdir()
+    fields = (FIELDS % "").replace("path: events", f"path: '{tmp_path}/events/day={{day}}'")
+    made = project(tmp_path, fields=fields)
+    definitions = build_definitions(made.directory, tmp_path / "data", {"spark": Spark(master="local[2]")})
+    tags = {ASSET_PARTITION_RANGE_START_TAG: "2025-03-11", ASSET_PARTITION_RANGE_END_TAG: "2025-03-12"}
+
+    result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        asset_selection=[dg.AssetKey("app_events")], tags=tags
+    )
+
+    failed = {e.check_name: str(e.description) for e in result.get_asset_check_evaluations() if not e.passed}
+    assert failed.keys() == {"usual_share_rejected", "usual_number_of_events"}
+    assert (
+        "misfiled_event: 33.3% of the rows of 2025-03-11 (are the folders named"
+        in failed["usual_share_rejected"]
+    )
+    assert "no events yet for 2025-03-12" in failed["usual_number_of_events"]
+
+
 # --- raw columns that bear our names --------------------------------------------------------------
 
 
 def test_a_raw_column_of_our_name_is_kept_beside_ours(spark: SparkSession, tmp_path: Path) -> None:
-    names = {
+    names: dict[str, list[Any]] = {
         "device_id": ["hw"],
         "day": [15],
         "event_time": ["noon"],
@@ -275,7 +304,7 @@ def test_a_raw_column_of_our_name_is_kept_beside_ours(spark: SparkSession, tmp_p
     path = land(tmp_path / "a.parquet", {"id": ["phone"]} | names)
     [row] = rows_of(accept_events(read(spark, source(path))))
     assert (row["device_id"], row["day"], row["event_time"], row["copies"]) == ("phone", DAY, NOON, 1)
-    assert {name: row[f"raw:{name}"] for name in names} == {name: value for name, [value] in names.items()}
+    assert {name: row[f"raw:{name}"] for name in names} == {name: value[0] for name, value in names.items()}
 
 
 def test_an_arrival_column_may_be_called_event_time(spark: SparkSession, tmp_path: Path) -> None:
