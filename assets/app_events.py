@@ -1,7 +1,7 @@
 """app_events: each day's raw events, deduplicated; rejected rows quarantined with their reason."""
 
 from collections.abc import Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 
 import dagster as dg
 import pandas as pd
@@ -15,7 +15,13 @@ from pipelines.steps.app_events import (
     quarantine_events,
     read_raw_events,
 )
-from pipelines.steps.event_alarms import count_days, days_before, unusual_number, unusual_rejections
+from pipelines.steps.event_alarms import (
+    WEEKS_BEFORE,
+    count_days,
+    days_before,
+    unusual_number,
+    unusual_rejections,
+)
 from pipelines.steps.event_columns import check_event_columns
 from pipelines.steps.event_names import COPIES, REASON, named_columns
 from pipelines.steps.project import Project
@@ -134,7 +140,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             lake.snapshot("app_events", keys_of(compared)).frame(spark.session, ["day", COPIES]),
             lake.snapshot(REJECTED, keys_of(compared)).frame(spark.session, ["day", REASON]),
         )
-        events = {date.fromisoformat(key): lake.partition("app_events", key).rows for key in sorted(known)}
+        weeks = {day - timedelta(weeks=back) for day in days for back in range(WEEKS_BEFORE + 1)}
+        events = {day: lake.partition("app_events", str(day)).rows for day in weeks if str(day) in known}
         account["unusual_rejections"] = [unusual_rejections(day, counts) for day in account["day"]]
         account["unusual_number"] = [unusual_number(day, events) for day in account["day"]]
         reasons = rejected.groupBy(REASON).count().orderBy(REASON).toPandas()

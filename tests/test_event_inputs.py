@@ -269,7 +269,7 @@ def test_checks_warn_of_a_day_without_events_and_of_folders_of_another_zone(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     """A third of the rows lies in folders that end 8 hours later, as days of the Pacific coast do."""
-    hours = pa.array([NOON + timedelta(hours=8 + hour) for hour in range(12)], TIME)
+    hours = pa.array([NOON + timedelta(hours=28 + hour) for hour in range(12)], TIME)
     land(tmp_path / "events/day=2025-03-11/a.parquet", {"app": ["shop"] * 12, "at": hours})
     (tmp_path / "events/day=2025-03-12").mkdir()
     fields = (FIELDS % "").replace("path: events", f"path: '{tmp_path}/events/day={{day}}'")

@@ -147,8 +147,8 @@ def test_spark_matches_what_is_meant(frame: Frame) -> None:
     "arrow",
     [
         pa.string(), pa.large_string(), pa.binary(), pa.binary(16), pa.bool_(), pa.int8(), pa.int64(),
-        pa.uint8(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.date32(), pa.timestamp("us", "UTC"),
-        pa.decimal128(10, 2), pa.dictionary(pa.int32(), pa.string()), pa.null(),
+        pa.uint8(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.date32(),
+        pa.timestamp("us", "UTC"), pa.decimal128(10, 2), pa.dictionary(pa.int32(), pa.string()), pa.null(),
     ],
     ids=str,
 )  # fmt: skip

@@ -97,7 +97,7 @@ def find_columns(files: Iterable[EventFile], wanted: Sequence[str]) -> pa.Schema
 
 def is_nanoseconds(arrow: pa.DataType) -> bool:
     """Whether it is a timestamp of nanoseconds, which Spark has no type for."""
-    return bool(arrow == pa.timestamp("ns", getattr(arrow, "tz", None)))
+    return isinstance(arrow, pa.TimestampType) and bool(arrow.unit == "ns")
 
 
 def is_readable(arrow: pa.DataType) -> bool:
