@@ -120,6 +120,19 @@ def by_key(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dg.Exec
     )
 
 
+def by_one_of_several_runs_of_a_backfill(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> dg.ExecuteInProcessResult:
+    keys = [dg.AssetKey(asset.split("/")) for asset in DELIVERED]
+    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=keys,
+        partition_key=DAY,
+        tags={"dagster/backfill": "a_backfill"},
+        raise_on_error=False,
+    )
+
+
 def by_range(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
     return materialize(definitions, instance, DELIVERED, SCORED_DAY)
 
@@ -144,7 +157,7 @@ def by_the_schedule(definitions: dg.Definitions, instance: dg.DagsterInstance) -
     )
 
 
-@pytest.mark.parametrize("launch", [by_key, by_range, by_the_schedule])
+@pytest.mark.parametrize("launch", [by_key, by_range, by_one_of_several_runs_of_a_backfill, by_the_schedule])
 def test_a_spoiled_older_day_is_stopped_while_a_newer_one_is_right(
     project: SmallProject,
     instance: dg.DagsterInstance,
@@ -436,6 +449,21 @@ def test_a_precision_that_was_never_reached_withholds_its_segment_alone(
     assert made.metadata["withheld/sure"].value == (
         "no threshold for a precision of 0.999 was ever computed: run training_job"
     )
+
+
+# --- no device at all -------------------------------------------------------------------------------
+
+
+def test_a_day_that_nobody_can_be_scored_on_fails_for_that_and_not_for_parity(
+    project: SmallProject, instance: dg.DagsterInstance
+) -> None:
+    nobody = spoiled(project, "feature_tokens", lambda frame: frame.limit(0))
+    assert materialize(nobody, instance, ["feature_tokens"], SCORED_DAY).success
+
+    result = materialize(project.definitions(), instance, MADE[:1], SCORED_DAY)
+
+    failed = {name for name, passed in verdicts(result).items() if not passed}
+    assert failed == {"car_buyers/predictions:has_devices"}
 
 
 # --- one audience -----------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ def weeks_of(*numbers: int) -> dict[date, int]:
     [
         ([0], "no events yet for 2025-03-31"),
         ([0, 0, 0], "no events yet for 2025-03-31"),
+        ([0, 100, 0, 0, 0], "no events yet for 2025-03-31"),
+        ([0, 0, 0, 0], None),  # never on this weekday
         ([1], None),
         ([50, 100, 100, 100, 100], None),
         ([49, 100, 100, 100, 100], "49 events on 2025-03-31, where 100 are usual on a Monday"),
@@ -66,6 +68,12 @@ def test_a_share_well_above_that_of_the_days_before_is_unusual(
     rejected: Mapping[str, int], message: str | None
 ) -> None:
     assert unusual_rejections(DAY, days_of(DayCounts(1_000, rejected), USUAL, USUAL, USUAL)) == message
+
+
+def test_a_share_that_one_of_the_days_before_had_is_not_unusual() -> None:
+    restless = [DayCounts(1_000, {"missing_id": rows}) for rows in (100, 100, 400, 100)]
+    assert unusual_rejections(DAY, days_of(DayCounts(1_000, {"missing_id": 390}), *restless)) is None
+    assert unusual_rejections(DAY, days_of(DayCounts(1_000, {"missing_id": 410}), *restless)) is not None
 
 
 def test_a_few_rows_of_a_small_day_are_chance() -> None:

@@ -17,7 +17,7 @@ from pipelines.steps.app_events import accept_events, label_rejections, read_raw
 from pipelines.steps.daily_fields import aggregate_days
 from pipelines.steps.errors import ConfigError, DataError
 from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.event_names import REASON, named_columns
+from pipelines.steps.event_names import REASON, named_columns, source_columns
 from pipelines.steps.project import EventSource, FieldSpec, Project
 from pipelines.steps.project_files import load_project
 from resources.spark import Spark
@@ -389,16 +389,14 @@ def project(root: Path, *, fields: str = FIELDS % "", audience: str = AUDIENCE) 
     return load_project(directory)
 
 
-def test_the_columns_that_files_name_are_all_that_is_needed(tmp_path: Path) -> None:
-    filtered = FIELDS % ", filters: {f: 'price > 0'}, deduplicate_by: [kind]"
+def test_fields_and_labels_name_columns(tmp_path: Path) -> None:
     audience = AUDIENCE.replace("app = 'shop'", "name = 'x' and event_time is not null and id = 'y'")
-    assert named_columns(project(tmp_path, fields=filtered, audience=audience)) == [
-        "at",
-        "price",
-        "kind",
-        "app",
-        "name",
-    ]
+    assert named_columns(project(tmp_path, audience=audience)) == ["app", "name"]
+
+
+def test_the_source_names_columns_too(tmp_path: Path) -> None:
+    events = source(tmp_path, filters={"f": "price > 0 and id = 'x'"}, deduplicate_by=["kind"])
+    assert source_columns(events) == ["at", "price", "kind"]
 
 
 def test_a_column_that_appears_later_is_known(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.small_project import SCORED_DAY, Chain, SmallProject, write_small_project
+from tests.small_project import FIRST_DAY, SCORED_DAY, Chain, SmallProject
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 240
@@ -38,6 +38,18 @@ CHECKS = """{ assetNodeOrError(assetKey: {path: ["car_buyers", "segments"]}) { .
         name blocking executionForLatestMaterialization { status evaluation { success } }
     } } }
 } } }"""
+LAUNCH = """mutation { launchPipelineExecution(executionParams: {
+    selector: {
+        repositoryLocationName: "audience_factory", repositoryName: "__repository__",
+        pipelineName: "__ASSET_JOB", assetSelection: [{path: ["daily_fields"]}]
+    },
+    mode: "default", runConfigData: "{}",
+    executionMetadata: {tags: [{key: "dagster/partition", value: "%s"}]}
+}) { ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+STATUS = """{ runOrError(runId: "%s") { ... on Run { status } } }"""
+EXECUTIONS = """{ assetCheckExecutions(
+    assetKey: {path: ["daily_fields"]}, checkName: "every_event_aggregated", limit: 5, partition: "%s"
+) { runId status partition } }"""
 SCHEDULES = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
     schedules { name scheduleState { status } }
 } } } }"""
@@ -160,12 +172,35 @@ def test_the_schedules_show_as_off(ui: str) -> None:
     }
 
 
-def test_a_bare_dagster_dev_serves_the_workspace(tmp_path: Path) -> None:
-    """No -w, no -m: it finds workspace.yaml, which settings in pyproject.toml would make it ignore."""
-    project = write_small_project(tmp_path / "project")
+@pytest.fixture(scope="module")
+def dev(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a bare `dagster dev`, with its daemon, on a copy of the history and its data.
 
-    with serving("dagster", ["dev"], tmp_path / "dagster_home", project) as address:
-        [location] = ask(address, LOCATIONS)
+    No -w, no -m: it finds workspace.yaml, which settings in pyproject.toml would make it ignore.
+    """
+    root = tmp_path_factory.mktemp("dev")
+    home = shutil.copytree(chain.home, root / "dagster_home")
+    with serving("dagster", ["dev"], home, chain.project.copied_to(root / "data")) as address:
+        yield address
+
+
+def test_a_bare_dagster_dev_serves_the_workspace(dev: str) -> None:
+    [location] = ask(dev, LOCATIONS)
 
     assert location["name"] == "audience_factory"
     assert location["locationOrLoadError"] == {"__typename": "RepositoryLocation"}
+
+
+def test_a_run_launched_in_the_ui_for_an_older_day_is_checked_for_that_day(dev: str) -> None:
+    older = str(FIRST_DAY)
+    run_id = ask(dev, LAUNCH % older)["runId"]
+
+    end = time.monotonic() + START_SECONDS
+    while (status := ask(dev, STATUS % run_id)) not in {"SUCCESS", "FAILURE", "CANCELED"}:
+        assert time.monotonic() < end, status
+        time.sleep(1)
+
+    assert status == "SUCCESS"
+    executions = ask(dev, EXECUTIONS % older)
+    assert [each["partition"] for each in executions if each["runId"] == run_id] == [older]
+    assert executions[0]["status"] == "SUCCEEDED"

@@ -45,7 +45,7 @@ def read_raw_events(
         spark: The session.
         source: Where events lie and how their columns are named.
         days: Consecutive or not; all are read in one scan.
-        columns: Raw columns that the project's files name, beside those that the source itself needs.
+        columns: Raw columns that fields and labels name; those that the source itself names are known.
 
     Raises:
         DataError: There are no events at all where the source says they lie.

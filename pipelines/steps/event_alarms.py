@@ -15,6 +15,8 @@ from pyspark.sql import functions as F
 from pipelines.steps.event_names import COPIES, REASON
 
 WEEKS_BEFORE = 4
+WEEKS_OF_SILENCE = 3
+"""After so many without an event on the weekday, none is usual."""
 FEWEST_OF_USUAL = 0.5
 """Below this share of what is usual on the weekday, a day's events are far fewer."""
 
@@ -86,10 +88,12 @@ def unusual_number(day: date, accepted: Mapping[date, int]) -> str | None:
         accepted: Its events, and those of other days as far as they are known.
     """
     events = accepted[day]
-    if events == 0:
-        return f"no events yet for {day}"
     before = [accepted[other] for other in days_to_compare(day) if other in accepted]
     usual = median(before) if before else 0
+    if events == 0:
+        # A shop that is closed on Saturdays is not out of order.
+        is_usual = len(before) >= WEEKS_OF_SILENCE and not any(before)
+        return None if is_usual else f"no events yet for {day}"
     if events >= FEWEST_OF_USUAL * usual:
         return None
     return f"{events:,} events on {day}, where {usual:,.0f} are usual on a {day:%A}"
@@ -109,7 +113,12 @@ def unusual_rejections(day: date, counts: Mapping[date, DayCounts]) -> str | Non
     for reason in sorted(today.rejected):
         cause = MISTYPED_CAUSE if reason.startswith(MISTYPED) else MISREAD_CAUSES.get(reason)
         usual = median(other.share(reason) for other in before) if before else None
-        unusual = usual is not None and _is_more(today.rejected[reason], today.raw, usual)
+        highest = max((other.share(reason) for other in before), default=0.0)
+        unusual = (
+            usual is not None
+            and today.share(reason) > highest
+            and _is_more(today.rejected[reason], today.raw, usual)
+        )
         if unusual or (cause is not None and today.share(reason) > MISREAD_SHARE):
             compared = f", usually {usual:.1%}" if usual is not None else ""
             hint = f" ({cause})" if cause else ""

@@ -35,12 +35,11 @@ def source_columns(source: EventSource) -> list[str]:
 
 
 def named_columns(project: Project) -> list[str]:
-    """The raw columns that the project's files name, but the id; in a label our names mean ours."""
-    source = project.fields.events
-    named = [*source_columns(source), *(field.column for field in project.fields.fields)]
+    """The raw columns that fields and labels name, but the id; in a label our names mean ours."""
+    named = [field.column for field in project.fields.fields]
     for audience in project.audiences:
         named += [c for c in label_columns(audience.label) if c.lower() not in OUR_COLUMNS]
-    return _once(named, source.id_column)
+    return _once(named, project.fields.events.id_column)
 
 
 def own_meaning(source: EventSource, column: str) -> bool:
