@@ -241,8 +241,8 @@ def _failing_days(
     """The days for which a check fails that fails for all of them together."""
     if len(subjects) == 1:
         return {subjects[0].day}
-    if isinstance(evidence, pd.DataFrame) and (rows := _failing_rows(check, evidence)) is not None:
-        return set(evidence.loc[rows, "day"].astype(str))
+    if isinstance(evidence, pd.DataFrame) and (failing := _failing_rows(check, evidence)) is not None:
+        return set(evidence.loc[failing, "day"].astype(str))
     middle = len(subjects) // 2
     bad: set[str | None] = set()
     for half in (subjects[:middle], subjects[middle:]):
