@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.candidate_models import (
     BLEND,
     CANDIDATES,
@@ -23,7 +24,7 @@ from pipelines.steps.candidate_models import (
 )
 from pipelines.steps.champion_model import Promotion
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import Scorer, TrainedModel, load_bundle
+from pipelines.steps.model_bundle import Scorer, TrainedModel
 from pipelines.steps.model_card import Card, draw_curves, inline_image, make_card
 from pipelines.steps.model_comparison import Difference, Metrics, Threshold
 from pipelines.steps.model_report import report_model

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from assets.candidate_models import TrainingData, cuts_of, keep_card, keep_model, read_training_data
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.candidate_models import BLEND, CANDIDATES, Measured, blend_of, find_thresholds
 from pipelines.steps.champion_model import (
     CHANCE,
@@ -22,7 +23,7 @@ from pipelines.steps.champion_model import (
 )
 from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import Scorer, load_bundle
+from pipelines.steps.model_bundle import Scorer
 from pipelines.steps.model_card import Card
 from pipelines.steps.model_comparison import compare_auc
 from pipelines.steps.project import Audience

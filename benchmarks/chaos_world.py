@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from benchmarks.chaos_clusters import SLOTS, Clusters
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.errors import AudienceFactoryError
 from pipelines.steps.feature_tokens import PARQUET_OPTIONS as TOKENS_PARQUET_OPTIONS
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import load_bundle, write_bundle
+from pipelines.steps.model_bundle import write_bundle
 from pipelines.steps.predictions import PARQUET_OPTIONS, score_files
 from pipelines.steps.row_groups import RowGroup, list_row_groups
 from pipelines.steps.scoring_threads import limit_threads

@@ -15,16 +15,10 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import (
-    BundleManifest,
-    BundleRef,
-    Scorer,
-    bundle_version,
-    load_bundle,
-    read_manifest,
-)
+from pipelines.steps.model_bundle import BundleManifest, BundleRef, Scorer, bundle_version, read_manifest
 from resources.durable_files import (
     make_directory_durably,
     remove_abandoned_drafts,

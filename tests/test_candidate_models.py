@@ -9,11 +9,12 @@ import torch
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.candidate_models import blend_of, bundle_candidate
 from pipelines.steps.champion_model import ask_former
 from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.model_bundle import bundle_version, load_bundle, read_manifest
+from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, bundle_version, read_manifest
 from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b", "c")),))
@@ -24,6 +25,8 @@ class Weights:
     """A logistic model of given weights."""
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     def __init__(self, weights: list[float]) -> None:
         self.architecture: dict[str, object] = {"name": "logistic"}

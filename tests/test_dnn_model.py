@@ -444,7 +444,7 @@ def test_reading_refuses_nulls(tmp_path: Path) -> None:
 
 def test_reading_rows_loads_no_framework() -> None:
     """Executors and the code location import these modules; torch alone costs a second."""
-    modules = ["model_bundle", "feature_vocabulary", "training_rows"]
+    modules = ["bundle_loader", "feature_vocabulary", "training_rows"]
     program = (
         f"import sys, {', '.join(f'pipelines.steps.{name}' for name in modules)}\n"
         "heavy = {'torch', 'xgboost', 'sklearn', 'dagster', 'great_expectations'}\n"

@@ -21,26 +21,25 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 
-from pipelines.steps.blend_model import BlendedModel
+from pipelines.steps.blend_model import BLEND_ARCHITECTURES, BlendedModel
+from pipelines.steps.bundle_loader import ENGINES, load_bundle
 from pipelines.steps.dnn_model import AudienceNet, Pooling
 from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
 from pipelines.steps.logistic_model import LogisticNet
 from pipelines.steps.model_bundle import (
-    BLEND_ARCHITECTURES,
-    ENGINES,
-    ONNX_ARCHITECTURES,
+    NO_MEMBERS,
     SCORE_BATCH_ROWS,
-    TORCH_ARCHITECTURES,
-    XGBOOST_ARCHITECTURES,
+    TORCH_WEIGHTS,
     Scorer,
     TrainedModel,
-    load_bundle,
     write_bundle,
 )
-from pipelines.steps.onnx_model import InputForm, OnnxModel, export_onnx
+from pipelines.steps.onnx_export import export_onnx
+from pipelines.steps.onnx_model import ONNX_ARCHITECTURES, InputForm, OnnxModel
+from pipelines.steps.torch_scorer import TORCH_ARCHITECTURES
 from pipelines.steps.training_rows import multi_hot
-from pipelines.steps.xgboost_model import TrainedXGBoost, XGBoostConfig
+from pipelines.steps.xgboost_model import XGBOOST_ARCHITECTURES, TrainedXGBoost, XGBoostConfig
 from tests.test_onnx_model import graph, literal
 
 APPS = tuple(f"app-{number}" for number in range(60))
@@ -66,6 +65,8 @@ class Network:
     state: Mapping[str, torch.Tensor]
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     def weights(self) -> bytes:
         return safetensors.torch.save(dict(self.state))

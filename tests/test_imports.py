@@ -18,6 +18,7 @@ EXECUTOR_MODULES = [
     "daily_fields",
     "feature_tokens",
     "feature_vocabulary",
+    "bundle_loader",
     "model_bundle",
     "normalize",
     "predictions",
@@ -71,7 +72,7 @@ def executor() -> dict[str, Any]:
         def loaded():
             return sorted({{name.partition(".")[0] for name in sys.modules}})
 
-        import pipelines.steps.model_bundle
+        import pipelines.steps.bundle_loader
         bundle = loaded()
         for name in {EXECUTOR_MODULES}:
             importlib.import_module(f"pipelines.steps.{{name}}")

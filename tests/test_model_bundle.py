@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipelines.steps.blend_model import BlendedModel
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.dnn_model import DnnConfig, TrainedDnn
 from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import BundleError
@@ -24,7 +25,6 @@ from pipelines.steps.model_bundle import (
     BundleManifest,
     TrainedModel,
     bundle_version,
-    load_bundle,
     read_manifest,
     write_bundle,
 )
@@ -400,7 +400,7 @@ def test_loading_a_bundle_loads_nothing_that_it_does_not_need(
 ) -> None:
     write(tmp_path / name, models[name])
     program = (
-        "import sys\nfrom pathlib import Path\nfrom pipelines.steps.model_bundle import load_bundle\n"
+        "import sys\nfrom pathlib import Path\nfrom pipelines.steps.bundle_loader import load_bundle\n"
         "load_bundle(Path(sys.argv[1]))\nprint([name for name in sys.argv[2:] if name in sys.modules])"
     )
     done = subprocess.run(

@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from scipy.special import expit
 
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.champion_model import Promotion
 from pipelines.steps.feature_vocabulary import MISSING_ID, UNKNOWN_ID, FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.model_bundle import Scorer, load_bundle, write_bundle
+from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, write_bundle
 from pipelines.steps.model_card import make_card
 from pipelines.steps.model_comparison import Difference, Interval, evaluate
 from pipelines.steps.model_report import (
@@ -34,6 +35,8 @@ ROWS = 2_000
 
 class Model:
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     @property
     def architecture(self) -> dict[str, object]:

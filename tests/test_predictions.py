@@ -12,11 +12,12 @@ import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
 
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.calibration import Calibration
 from pipelines.steps.dnn_model import AudienceNet
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import BundleRef, bundle_version, load_bundle, write_bundle
+from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, BundleRef, bundle_version, write_bundle
 from pipelines.steps.predictions import (
     MAX_PARITY_DIFFERENCE,
     compare_with_local,
@@ -41,6 +42,8 @@ class Network:
     """An untrained network: what its weights are does not matter here, that they are kept does."""
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     def __init__(self, vocabulary: Vocabulary, seed: int) -> None:
         torch.manual_seed(seed)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, logit
 
-from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import EncodedRows, Vocabulary
-from pipelines.steps.model_bundle import BundleManifest, Scorer, bundle_version, load_bundle
+from pipelines.steps.model_bundle import BundleManifest, Scorer, bundle_version
 
+BLEND_ARCHITECTURES = ("logit_mean",)
+"""The members carry the models."""
 EDGE = 1e-7
 """Probabilities nearer to 0 or 1 than this count as it: their logits would outweigh all others."""
 
@@ -27,6 +28,7 @@ class BlendedModel:
     members: Mapping[str, Path]
 
     engine = "blend"
+    weights_file = "members.json"
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -55,26 +57,3 @@ def mean_in_logits(probabilities: Sequence[np.ndarray]) -> np.ndarray:
     """float32 [rows] of each model → float32 [rows]."""
     logits = [logit(np.clip(p.astype(np.float64), EDGE, 1 - EDGE)) for p in probabilities]
     return np.asarray(expit(np.mean(logits, axis=0)), dtype=np.float32)
-
-
-def load_blend(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> BlendScorer:
-    """
-    Raises:
-        BundleError: A member is missing, of another version, or of another vocabulary than the blend.
-    """
-    versions = json.loads(weights.read_bytes())
-    members = []
-    for name in manifest.architecture["members"]:
-        directory = weights.parent / "members" / name
-        found = bundle_version(directory)
-        if found != versions.get(name):
-            raise BundleError(
-                f"member {name} of the blend {weights.parent} is not the one that it was made of",
-                found=found,
-                expected=versions.get(name),
-                remedy="restore the bundle, or train again",
-            )
-        members.append(
-            load_bundle(directory, expected_vocabulary_hash=manifest.vocabulary_hash, threads=threads)
-        )
-    return BlendScorer(manifest, vocabulary, members)

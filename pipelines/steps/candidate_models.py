@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pipelines.steps.blend_model import BlendedModel
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.calibration import Calibration, correct_for_sampling, fit_calibration
 from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import TrainedModel, load_bundle, write_bundle
+from pipelines.steps.model_bundle import TrainedModel, write_bundle
 from pipelines.steps.model_comparison import Metrics, Threshold, evaluate, threshold_for_precision
 from pipelines.steps.project import SegmentSpec
 from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows

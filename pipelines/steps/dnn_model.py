@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
+from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS
 
 Pooling = Literal["mean", "sqrt_n"]
 Bags = tuple[Tensor, Tensor]
@@ -302,6 +303,8 @@ class TrainedDnn:
     best_epochs: tuple[int, ...]
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     @property
     def architecture(self) -> dict[str, object]:

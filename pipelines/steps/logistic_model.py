@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from pipelines.steps.dnn_model import Bags
 from pipelines.steps.errors import TrainingError
+from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.training_rows import (
     TRAIN,
     VALIDATION,
@@ -78,6 +79,8 @@ class TrainedLogistic:
     validation_auc: Mapping[float, float]
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     @property
     def architecture(self) -> dict[str, object]:

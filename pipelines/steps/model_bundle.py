@@ -1,18 +1,19 @@
-"""A model as a directory: how it is written, checked, loaded and asked for probabilities.
+"""A model as a directory: what it holds, how it is written, hashed and verified.
 
 A bundle holds `bundle.json`, one weights file and `vocabulary.json`; it scores on a machine that has
-only it and `pipelines.steps`. Spark executors import this module, so it loads torch, xgboost or
-onnxruntime only once a bundle of that engine is loaded.
+only it and `pipelines.steps`. What does not belong here: reading it to score, which knows the engines
+(`bundle_loader`).
 """
 
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,13 +21,13 @@ from pipelines.steps.calibration import Calibration
 from pipelines.steps.errors import BundleError
 from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged, Vocabulary
 
-if TYPE_CHECKING:
-    import torch
-    import xgboost
-
 FORMAT_VERSION = 2
 MANIFEST_FILE = "bundle.json"
 VOCABULARY_FILE = "vocabulary.json"
+TORCH_WEIGHTS = "weights.safetensors"
+"""The weights file of every torch network."""
+NO_MEMBERS: Mapping[str, Path] = MappingProxyType({})
+"""The members of a model that is not made of others."""
 VERSION_CHARACTERS = 16
 """Hex characters of a bundle's content hash that name its version."""
 SCORE_BATCH_ROWS = 1_024
@@ -48,7 +49,7 @@ class BundleManifest:
     """The content of bundle.json. It names no time of writing: equal models have equal versions.
 
     Attributes:
-        engine: What scores it: a key of ENGINES.
+        engine: What scores it: a key of `bundle_loader.ENGINES`.
         architecture: `name` and the parameters that rebuild the model around its weights.
         fields: The model's fields, in order.
         vocabulary_hash: Of the vocabulary it was trained with.
@@ -83,11 +84,19 @@ class TrainedModel(Protocol):
 
     @property
     def engine(self) -> str:
-        """A key of ENGINES."""
+        """A key of `bundle_loader.ENGINES`."""
 
     @property
     def architecture(self) -> dict[str, object]:
         """`name` and parameters."""
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the weights file; never a pickle."""
+
+    @property
+    def members(self) -> Mapping[str, Path]:
+        """Name → bundle of each model that it is made of; mostly NO_MEMBERS."""
 
     def weights(self) -> bytes:
         """The content of the weights file."""
@@ -116,12 +125,11 @@ def write_bundle(
     """Writes a bundle: all of it or nothing.
 
     A bundle never changes once written: writing the same content again does nothing. The bundles that a
-    model is made of (its `members`, where it has any) are copied into it.
+    model is made of (its `members`) are copied into it.
 
     Raises:
-        BundleError: The directory holds something else already, or the engine is unknown.
+        BundleError: The directory holds something else already.
     """
-    engine = _engine(model.engine, directory)
     weights = model.weights()
     manifest = BundleManifest(
         engine=model.engine,
@@ -131,17 +139,17 @@ def write_bundle(
         training_days=tuple(training_days),
         code_version=code_version,
         metrics=metrics,
-        weights_file=engine.weights_file,
+        weights_file=model.weights_file,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         calibration=calibration.to_dict() if calibration else None,
     )
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        (staging / engine.weights_file).write_bytes(weights)
+        (staging / model.weights_file).write_bytes(weights)
         vocabulary.save(staging / VOCABULARY_FILE)
         (staging / MANIFEST_FILE).write_bytes(manifest.to_json())
-        for name, member in getattr(model, "members", {}).items():
+        for name, member in model.members.items():
             shutil.copytree(member, staging / "members" / name)
         staging.chmod(0o755)  # mkdtemp's are private, a bundle is read by other accounts
         if directory.exists():
@@ -163,7 +171,7 @@ def bundle_version(directory: Path) -> str:
     _read_manifest_bytes(directory)
     content = hashlib.sha256()
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        content.update(f"{path.relative_to(directory).as_posix()}\0{_sha256(path)}\n".encode())
+        content.update(f"{path.relative_to(directory).as_posix()}\0{sha256_of(path)}\n".encode())
     return content.hexdigest()[:VERSION_CHARACTERS]
 
 
@@ -241,253 +249,8 @@ def read_manifest(directory: Path) -> BundleManifest:
     return manifest
 
 
-def load_bundle(
-    directory: Path,
-    *,
-    expected_version: str | None = None,
-    expected_vocabulary_hash: str | None = None,
-    threads: int = 1,
-) -> Scorer:
-    """Loads a bundle, ready to score. Everything that can be refused is refused here.
-
-    Args:
-        directory: The bundle.
-        expected_version: The version recorded, where it is known: every file is hashed then.
-        expected_vocabulary_hash: Of the vocabulary that encoded the rows to score, where known.
-        threads: Threads that one call of `score` may use.
-
-    Raises:
-        BundleError: A file is missing or damaged, the format version, engine or architecture is
-            unknown, or vocabulary, weights and manifest do not belong together.
-    """
-    if expected_version is not None:
-        BundleRef(directory, expected_version).verify()
-    manifest = read_manifest(directory)
-    engine = _engine(manifest.engine, directory)
-    if expected_vocabulary_hash is not None and manifest.vocabulary_hash != expected_vocabulary_hash:
-        raise BundleError(
-            f"bundle {directory} was trained with another vocabulary than the rows were encoded with",
-            found=manifest.vocabulary_hash,
-            expected=expected_vocabulary_hash,
-            remedy="encode the rows with the bundle's own vocabulary, or train again",
-        )
-    weights = directory / engine.weights_file
-    _require_files(directory, [VOCABULARY_FILE, weights.name])
-    vocabulary = Vocabulary.load(directory / VOCABULARY_FILE, expected_hash=manifest.vocabulary_hash)
-    if manifest.fields != fields_of(vocabulary):
-        raise BundleError(
-            f"bundle {directory} names other fields than its vocabulary",
-            found=manifest.fields,
-            expected=fields_of(vocabulary),
-            remedy="restore the bundle, or train again",
-        )
-    weights_hash = manifest.weights_sha256 if expected_version is not None else _sha256(weights)
-    if weights_hash != manifest.weights_sha256:
-        raise BundleError(
-            f"the weights of bundle {directory} do not match their hash",
-            found=weights_hash,
-            expected=manifest.weights_sha256,
-            remedy="restore the bundle, or train again",
-        )
-    scorer = engine.load(weights, manifest, vocabulary, threads)
-    if manifest.calibration is None:
-        return scorer
-    return CalibratedScorer(scorer, Calibration.from_dict(manifest.calibration))
-
-
-class CalibratedScorer:
-    """What another scorer says, calibrated."""
-
-    def __init__(self, scorer: Scorer, calibration: Calibration) -> None:
-        self.manifest = scorer.manifest
-        self.vocabulary = scorer.vocabulary
-        self._scorer = scorer
-        self._calibration = calibration
-
-    def score(self, rows: EncodedRows) -> np.ndarray:
-        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
-        return self._calibration.apply(self._scorer.score(rows))
-
-
-class TorchScorer:
-    """Scores with PyTorch, in batches of exactly SCORE_BATCH_ROWS rows."""
-
-    def __init__(
-        self,
-        manifest: BundleManifest,
-        vocabulary: Vocabulary,
-        network: "torch.nn.Module",
-        threads: int,
-    ) -> None:
-        self.manifest = manifest
-        self.vocabulary = vocabulary
-        self._network = network
-        self._threads = threads
-
-    def score(self, rows: EncodedRows) -> np.ndarray:
-        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
-        import torch
-
-        from pipelines.steps.dnn_model import to_tensors, torch_threads
-
-        count = check_rows(rows, self.manifest)
-        sizes = {field.name: field.vocabulary_size for field in self.manifest.fields}
-        probabilities = np.empty(count, dtype=np.float32)
-        with torch.inference_mode(), torch_threads(self._threads):
-            for start in range(0, count, SCORE_BATCH_ROWS):
-                stop = min(start + SCORE_BATCH_ROWS, count)
-                batch = {name: full_batch(rows[name].slice(start, stop)) for name in sizes}
-                logits = self._network(to_tensors(batch, sizes))
-                probabilities[start:stop] = torch.sigmoid(logits).numpy()[: stop - start]
-        return probabilities
-
-
-class XGBoostScorer:
-    """Scores with XGBoost; a tree's answer never depends on other rows."""
-
-    def __init__(self, manifest: BundleManifest, vocabulary: Vocabulary, booster: "xgboost.Booster") -> None:
-        self.manifest = manifest
-        self.vocabulary = vocabulary
-        self._booster = booster
-
-    def score(self, rows: EncodedRows) -> np.ndarray:
-        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
-        from pipelines.steps.training_rows import multi_hot
-
-        count = check_rows(rows, self.manifest)
-        if not count:
-            return np.empty(0, dtype=np.float32)
-        # not Vocabulary.sizes: the manifest's fields are what the columns were numbered by
-        sizes = {field.name: field.vocabulary_size for field in self.manifest.fields}
-        scores = self._booster.inplace_predict(multi_hot(rows, sizes))
-        return np.asarray(scores, dtype=np.float32)
-
-
-def _load_torch(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
-    import safetensors.torch
-    import torch
-    from safetensors import SafetensorError
-
-    from pipelines.steps.dnn_model import uninitialized
-
-    build = TORCH_ARCHITECTURES[_architecture_name(TORCH_ARCHITECTURES, weights, manifest)]
-    parameters = {name: value for name, value in manifest.architecture.items() if name != "name"}
-    try:
-        with torch.device("meta"), uninitialized():  # the weights come from the file
-            network = build([field.vocabulary_size for field in manifest.fields], parameters)
-        state = safetensors.torch.load_file(weights)  # memory-mapped
-        network.load_state_dict(state, assign=True)
-    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"the weights {weights} do not fit its architecture and vocabulary",
-            found=str(error),
-            expected=f"weights of {dict(manifest.architecture)} over {manifest.fields}",
-            remedy="restore the bundle, or train again",
-        ) from error
-    return TorchScorer(manifest, vocabulary, network.eval().requires_grad_(False), threads)
-
-
-def _audience_net(vocabulary_sizes: Sequence[int], parameters: Mapping[str, Any]) -> "torch.nn.Module":
-    from pipelines.steps.dnn_model import AudienceNet
-
-    return AudienceNet(vocabulary_sizes, **parameters)
-
-
-def _logistic(vocabulary_sizes: Sequence[int], parameters: Mapping[str, Any]) -> "torch.nn.Module":
-    from pipelines.steps.logistic_model import LogisticNet
-
-    return LogisticNet(vocabulary_sizes, **parameters)
-
-
-TORCH_ARCHITECTURES: Mapping[str, Callable[[Sequence[int], Mapping[str, Any]], "torch.nn.Module"]] = {
-    "audience_net": _audience_net,
-    "logistic": _logistic,
-}
-
-
-def _load_xgboost(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
-    import xgboost
-
-    _architecture_name(XGBOOST_ARCHITECTURES, weights, manifest)
-    try:
-        booster = xgboost.Booster({"nthread": threads}, model_file=weights)
-    except xgboost.core.XGBoostError as error:
-        raise BundleError(
-            f"the trees {weights} cannot be read",
-            found=str(error),
-            expected="a model that XGBoost wrote as UBJSON",
-            remedy="restore the bundle, or train again",
-        ) from error
-    columns = sum(field.vocabulary_size for field in manifest.fields)
-    if booster.num_features() != columns:
-        raise BundleError(
-            f"the weights {weights} do not fit its architecture and vocabulary",
-            found=f"trees over {booster.num_features()} columns",
-            expected=f"{columns} columns, one per id",
-            remedy="restore the bundle, or train again",
-        )
-    return XGBoostScorer(manifest, vocabulary, booster)
-
-
-XGBOOST_ARCHITECTURES = ("boosted_trees",)
-"""The trees carry their own shape, so there is nothing to build."""
-
-
-def _load_onnx(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
-    from pipelines.steps.onnx_model import load_onnx
-
-    _architecture_name(ONNX_ARCHITECTURES, weights, manifest)
-    return load_onnx(weights, manifest, vocabulary, threads)
-
-
-ONNX_ARCHITECTURES = ("graph",)
-"""The graph carries the model; the architecture says how ids are handed to it."""
-
-
-def _load_blend(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
-    from pipelines.steps.blend_model import load_blend
-
-    _architecture_name(BLEND_ARCHITECTURES, weights, manifest)
-    return load_blend(weights, manifest, vocabulary, threads)
-
-
-BLEND_ARCHITECTURES = ("logit_mean",)
-"""The members carry the models."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What can score a bundle.
-
-    Attributes:
-        weights_file: Name of its weights file; never a pickle.
-        load: Path of that file, manifest, vocabulary and threads → scorer.
-    """
-
-    weights_file: str
-    load: Callable[[Path, BundleManifest, Vocabulary, int], Scorer]
-
-
-ENGINES: Mapping[str, Engine] = {
-    "torch": Engine("weights.safetensors", _load_torch),
-    "xgboost": Engine("model.ubj", _load_xgboost),
-    "onnx": Engine("model.onnx", _load_onnx),
-    "blend": Engine("members.json", _load_blend),
-}
-
-
-def _engine(name: str, directory: Path) -> Engine:
-    if name not in ENGINES:
-        raise BundleError(
-            f"bundle {directory} is of an unknown engine",
-            found=name,
-            expected=f"one of {sorted(ENGINES)}",
-            remedy="score with a code version that has this engine",
-        )
-    return ENGINES[name]
-
-
-def _architecture_name(known: Collection[str], weights: Path, manifest: BundleManifest) -> str:
+def require_architecture(known: Collection[str], weights: Path, manifest: BundleManifest) -> str:
+    """The name of a bundle's architecture, if it is one that its engine knows."""
     name = manifest.architecture.get("name")
     if name not in known:
         raise BundleError(
@@ -562,17 +325,6 @@ def _refuse_other_content(directory: Path, staging: Path) -> None:
         )
 
 
-def _require_files(directory: Path, names: Sequence[str]) -> None:
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise BundleError(
-            f"bundle {directory} lacks the file {missing[0]}",
-            found=sorted(path.name for path in directory.iterdir()),
-            expected=[MANIFEST_FILE, *names],
-            remedy="restore the bundle, or train again",
-        )
-
-
 def _read_manifest_bytes(directory: Path) -> bytes:
     if not (directory / MANIFEST_FILE).is_file():
         raise BundleError(
@@ -593,6 +345,6 @@ def _damaged_manifest(directory: Path, error: Exception) -> BundleError:
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.feature_vocabulary import (
     MISSING_ID,
     RESERVED_IDS,
@@ -20,7 +21,7 @@ from pipelines.steps.feature_vocabulary import (
     Ragged,
     Vocabulary,
 )
-from pipelines.steps.model_bundle import BundleRef, Scorer, load_bundle
+from pipelines.steps.model_bundle import BundleRef, Scorer
 from pipelines.steps.row_groups import ROWS_PER_TASK, list_row_groups, pack, read_row_group, require_columns
 from pipelines.steps.scoring_threads import count_threads, limit_threads, require_threads
 

@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xgboost
 
+from pipelines.steps.errors import BundleError
+from pipelines.steps.feature_vocabulary import EncodedRows, Vocabulary
+from pipelines.steps.model_bundle import NO_MEMBERS, BundleManifest, Scorer, check_rows, require_architecture
 from pipelines.steps.training_rows import (
     TRAIN,
     VALIDATION,
@@ -14,6 +19,9 @@ from pipelines.steps.training_rows import (
     check_vocabulary,
     multi_hot,
 )
+
+XGBOOST_ARCHITECTURES = ("boosted_trees",)
+"""The trees carry their own shape, so there is nothing to build."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class TrainedXGBoost:
     best_round: int
 
     engine = "xgboost"
+    weights_file = "model.ubj"
+    members = NO_MEMBERS
 
     @property
     def best_auc(self) -> float:
@@ -204,3 +214,49 @@ def _parameters(config: XGBoostConfig) -> dict[str, object]:
         "nthread": config.threads,
         "seed": config.seed,
     }
+
+
+class XGBoostScorer:
+    """Scores with XGBoost; a tree's answer never depends on other rows."""
+
+    def __init__(self, manifest: BundleManifest, vocabulary: Vocabulary, booster: xgboost.Booster) -> None:
+        self.manifest = manifest
+        self.vocabulary = vocabulary
+        self._booster = booster
+
+    def score(self, rows: EncodedRows) -> np.ndarray:
+        """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
+        count = check_rows(rows, self.manifest)
+        if not count:
+            return np.empty(0, dtype=np.float32)
+        # not Vocabulary.sizes: the manifest's fields are what the columns were numbered by
+        sizes = {field.name: field.vocabulary_size for field in self.manifest.fields}
+        scores = self._booster.inplace_predict(multi_hot(rows, sizes))
+        return np.asarray(scores, dtype=np.float32)
+
+
+def load_xgboost(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
+    """Reads the trees.
+
+    Raises:
+        BundleError: The architecture is unknown, or the trees are not over these ids.
+    """
+    require_architecture(XGBOOST_ARCHITECTURES, weights, manifest)
+    try:
+        booster = xgboost.Booster({"nthread": threads}, model_file=weights)
+    except xgboost.core.XGBoostError as error:
+        raise BundleError(
+            f"the trees {weights} cannot be read",
+            found=str(error),
+            expected="a model that XGBoost wrote as UBJSON",
+            remedy="restore the bundle, or train again",
+        ) from error
+    columns = sum(field.vocabulary_size for field in manifest.fields)
+    if booster.num_features() != columns:
+        raise BundleError(
+            f"the weights {weights} do not fit its architecture and vocabulary",
+            found=f"trees over {booster.num_features()} columns",
+            expected=f"{columns} columns, one per id",
+            remedy="restore the bundle, or train again",
+        )
+    return XGBoostScorer(manifest, vocabulary, booster)
