@@ -7,7 +7,8 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.partitions import SPARK_POOL, keys_of
-from pipelines.steps.feature_vocabulary import RESERVED_IDS, Vocabulary, count_token_devices, fit_vocabulary
+from pipelines.steps.encoded_rows import RESERVED_IDS
+from pipelines.steps.feature_vocabulary import Vocabulary, count_token_devices, fit_vocabulary
 from pipelines.steps.project import Project
 from pipelines.steps.settings import code_version, token_settings
 from pipelines.steps.training_set import matured_as_of_days

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.steps.encoded_rows import EncodedRows, Ragged
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.2

@@ -33,8 +33,9 @@ from benchmarks import scoring_world
 from benchmarks.measure import machine
 from pipelines.steps.dnn_model import DnnConfig, Pooling, TrainedDnn
 from pipelines.steps.dnn_training import train_dnn
+from pipelines.steps.encoded_rows import Ragged
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.model_bundle import write_bundle
 from pipelines.steps.predictions import score_devices, score_files
 from pipelines.steps.row_groups import ROWS_PER_TASK

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.steps.dnn_model import AudienceNet, DnnConfig, to_tensors
 from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.feature_vocabulary import EncodedRows
+from pipelines.steps.encoded_rows import EncodedRows
 from pipelines.steps.training_rows import TRAIN, TrainingRows
 
 EMBEDDING_DIM = 32

@@ -16,7 +16,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.steps.candidate_models import CANDIDATES
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.encoded_rows import Ragged
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.project import FolderDestination
 from pipelines.steps.training_rows import PROMOTION, VALIDATION
 from resources.destinations import Delivery, Destinations, Published

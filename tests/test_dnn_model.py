@@ -25,15 +25,14 @@ from pipelines.steps.dnn_model import (
     to_tensors,
 )
 from pipelines.steps.dnn_training import train_dnn
+from pipelines.steps.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.errors import DataError, TrainingError
-from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
 from pipelines.steps.training_rows import (
     TEST,
     TRAIN,
     VALIDATION,
     TrainingRows,
     check_trainable,
-    multi_hot,
     read_training_rows,
 )
 
@@ -390,8 +389,8 @@ def test_rows_without_fields_are_refused() -> None:
         check_trainable(rows)
 
 
-def test_multi_hot_counts_tokens_field_by_field() -> None:
-    counts = multi_hot(BATCH, SIZES).toarray()
+def test_the_count_matrix_counts_tokens_field_by_field() -> None:
+    counts = count_matrix(BATCH, SIZES).toarray()
     assert counts.tolist() == [
         [0, 0, 1, 1, 0, 0, 0, 1, 0],
         [1, 0, 0, 0, 0, 0, 0, 1, 1],

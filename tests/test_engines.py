@@ -24,8 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from pipelines.steps.blend_model import BLEND_ARCHITECTURES, BlendedModel
 from pipelines.steps.bundle_loader import ENGINES, load_bundle
 from pipelines.steps.dnn_model import AudienceNet, Pooling
+from pipelines.steps.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.logistic_model import LogisticNet
 from pipelines.steps.model_bundle import (
     NO_MEMBERS,
@@ -38,7 +39,6 @@ from pipelines.steps.model_bundle import (
 from pipelines.steps.onnx_export import export_onnx
 from pipelines.steps.onnx_model import ONNX_ARCHITECTURES, InputForm, OnnxModel
 from pipelines.steps.torch_scorer import TORCH_ARCHITECTURES
-from pipelines.steps.training_rows import multi_hot
 from pipelines.steps.xgboost_model import XGBOOST_ARCHITECTURES, TrainedXGBoost, XGBoostConfig
 from tests.test_onnx_model import graph, literal
 
@@ -189,7 +189,7 @@ def some_labels(rows: EncodedRows) -> np.ndarray:
 
 
 def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
-    matrix = xgboost.DMatrix(multi_hot(rows, SIZES), label=some_labels(rows))
+    matrix = xgboost.DMatrix(count_matrix(rows, SIZES), label=some_labels(rows))
     booster = xgboost.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1}, matrix, 20)
     trees = [json.loads(tree) for tree in booster.get_dump(dump_format="json")]
     learner = json.loads(booster.save_config())["learner"]
@@ -203,7 +203,7 @@ def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
         return float(node["leaf"])
 
     def exact(rows: EncodedRows) -> np.ndarray:
-        counts = multi_hot(rows, SIZES).toarray()
+        counts = count_matrix(rows, SIZES).toarray()
         logits = [sum(leaf(tree, row) for tree in trees) for row in counts]
         return sigmoid(np.asarray(logits) + np.log(share / (1 - share)))
 
@@ -211,12 +211,12 @@ def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
 
 
 def of_scikit_learn(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
-    model = LogisticRegression(max_iter=1_000).fit(multi_hot(rows, SIZES), some_labels(rows))
+    model = LogisticRegression(max_iter=1_000).fit(count_matrix(rows, SIZES), some_labels(rows))
     counts = [("counts", FloatTensorType([None, sum(SIZES.values())]))]
     converted = to_onnx(model, initial_types=counts, options={id(model): {"zipmap": False}})
 
     def exact(rows: EncodedRows) -> np.ndarray:
-        return np.asarray(model.predict_proba(multi_hot(rows, SIZES).astype(np.float64))[:, 1])
+        return np.asarray(model.predict_proba(count_matrix(rows, SIZES).astype(np.float64))[:, 1])
 
     return OnnxModel(converted.SerializeToString(), VOCABULARY, inputs="multi_hot"), exact
 

@@ -10,13 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.steps.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, Ragged
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.feature_vocabulary import (
-    MISSING_ID,
-    RESERVED_IDS,
-    UNKNOWN_ID,
     FieldVocabulary,
-    Ragged,
     Vocabulary,
     count_token_devices,
     fit_vocabulary,

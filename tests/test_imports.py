@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 EXECUTOR_MODULES = [
     "app_events",
     "daily_fields",
+    "encoded_rows",
     "feature_tokens",
     "feature_vocabulary",
     "bundle_loader",

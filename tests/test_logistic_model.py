@@ -6,10 +6,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from pipelines.steps.dnn_model import to_tensors
+from pipelines.steps.encoded_rows import Ragged, count_matrix
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.feature_vocabulary import Ragged
 from pipelines.steps.logistic_model import LogisticConfig, LogisticNet, TrainedLogistic, train_logistic
-from pipelines.steps.training_rows import TEST, TRAIN, TrainingRows, multi_hot
+from pipelines.steps.training_rows import TEST, TRAIN, TrainingRows
 
 SIZES = {"apps": 6, "model": 4}
 
@@ -41,9 +41,9 @@ def test_torch_scores_what_scikit_learn_fitted() -> None:
     trained = train_logistic(rows, SIZES, LogisticConfig())
     train, test = rows.subset(TRAIN), rows.subset(TEST)
     reference = LogisticRegression(C=trained.chosen_c, tol=1e-5, max_iter=1_000).fit(
-        multi_hot(train.bags, SIZES).astype(np.float64), train.labels
+        count_matrix(train.bags, SIZES).astype(np.float64), train.labels
     )
-    expected = reference.predict_proba(multi_hot(test.bags, SIZES).astype(np.float64))[:, 1]
+    expected = reference.predict_proba(count_matrix(test.bags, SIZES).astype(np.float64))[:, 1]
     np.testing.assert_allclose(torch_probabilities(trained, test), expected, rtol=0, atol=1e-6)
 
 

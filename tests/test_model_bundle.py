@@ -17,8 +17,9 @@ from pipelines.steps.blend_model import BlendedModel
 from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.dnn_model import DnnConfig, TrainedDnn
 from pipelines.steps.dnn_training import train_dnn
+from pipelines.steps.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.model_bundle import (
     SCORE_BATCH_ROWS,
@@ -28,7 +29,7 @@ from pipelines.steps.model_bundle import (
     read_manifest,
     write_bundle,
 )
-from pipelines.steps.training_rows import TrainingRows, multi_hot
+from pipelines.steps.training_rows import TrainingRows
 from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
 
 VOCABULARY = Vocabulary(
@@ -149,7 +150,7 @@ def test_an_xgboost_bundle_scores_as_the_trained_trees(
     write(tmp_path / "xgboost", models["xgboost"])
     rows = simulated_rows(300, seed=1).bags
     booster = xgboost.Booster(model_file=tmp_path / "xgboost" / "model.ubj")
-    expected = booster.predict(xgboost.DMatrix(multi_hot(rows, VOCABULARY.sizes)))
+    expected = booster.predict(xgboost.DMatrix(count_matrix(rows, VOCABULARY.sizes)))
     np.testing.assert_array_equal(load_bundle(tmp_path / "xgboost").score(rows), expected)
 
 

@@ -12,7 +12,8 @@ from scipy.special import expit
 
 from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.champion_model import Promotion
-from pipelines.steps.feature_vocabulary import MISSING_ID, UNKNOWN_ID, FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.encoded_rows import MISSING_ID, UNKNOWN_ID, Ragged
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, write_bundle
 from pipelines.steps.model_card import make_card
 from pipelines.steps.model_comparison import Difference, Interval, evaluate

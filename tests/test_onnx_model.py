@@ -24,13 +24,13 @@ from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from pipelines.steps.bundle_loader import load_bundle
+from pipelines.steps.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, TrainedModel, write_bundle
 from pipelines.steps.onnx_export import export_onnx
 from pipelines.steps.onnx_model import InputForm, OnnxModel, OutputKind
 from pipelines.steps.predictions import score_devices
-from pipelines.steps.training_rows import multi_hot
 from tests.conftest import Frame
 
 VOCABULARY = Vocabulary(
@@ -86,7 +86,7 @@ def padded_graph(
 
 def expected_scores(rows: EncodedRows) -> np.ndarray:
     """What both graphs answer, in double precision."""
-    counts = multi_hot(rows, VOCABULARY.sizes).toarray().astype(np.float64)
+    counts = count_matrix(rows, VOCABULARY.sizes).toarray().astype(np.float64)
     return np.asarray(1 / (1 + np.exp(-counts @ np.concatenate([APP_WEIGHTS, MODEL_WEIGHTS]))))
 
 
@@ -130,7 +130,7 @@ def device_tokens() -> list[tuple[str, date, list[str] | None, list[str]]]:
 def test_a_model_of_scikit_learn_scores_on_spark_as_at_home(frame: Frame, tmp_path: Path, model: Any) -> None:
     tokens = frame("device_id string, day date, model array<string>, apps array<string>", device_tokens())
     rows = VOCABULARY.encode(tokens.orderBy("device_id").toArrow())
-    counts = multi_hot(rows, VOCABULARY.sizes)
+    counts = count_matrix(rows, VOCABULARY.sizes)
     wants = np.asarray(counts[:, [2, 5, 9]].sum(axis=1)).ravel() + np.arange(DEVICES) % 3
     model.fit(counts, wants > 2)
     exported = OnnxModel(sklearn_graph(model), VOCABULARY, inputs="multi_hot")

@@ -338,11 +338,11 @@ def test_many_weak_tokens_together_tell_who_buys(tmp_path: Path) -> None:
     pairs = pairs.dropna().drop_duplicates()
     tokens = pairs["token"].astype("category").cat.codes
     rows = hazard.index.get_indexer(pd.Index(pairs["device_id"]))
-    multi_hot = csr_matrix((np.ones(len(pairs)), (rows, tokens)), shape=(len(hazard), tokens.max() + 1))
+    counts = csr_matrix((np.ones(len(pairs)), (rows, tokens)), shape=(len(hazard), tokens.max() + 1))
     bought = hazard.index.isin(horizon["device_id"])
     learn = np.arange(len(hazard)) % 2 == 0
-    model = LogisticRegression(C=0.01, max_iter=1_000).fit(multi_hot[learn], bought[learn])
-    reached = rank_auc(model.decision_function(multi_hot[~learn]), bought[~learn])
+    model = LogisticRegression(C=0.01, max_iter=1_000).fit(counts[learn], bought[learn])
+    reached = rank_auc(model.decision_function(counts[~learn]), bought[~learn])
     attainable = attainable_auc(hazard.to_numpy()[~learn], bought[~learn])
     assert (reached - 0.5) / (attainable - 0.5) > 0.65
 

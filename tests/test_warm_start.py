@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.steps.feature_vocabulary import Ragged
+from pipelines.steps.encoded_rows import Ragged
 from pipelines.steps.warm_start import correspondence_embeddings
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xgboost
 
+from pipelines.steps.encoded_rows import Ragged, count_matrix
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.feature_vocabulary import Ragged
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows, multi_hot
+from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
 from pipelines.steps.xgboost_model import Trial, XGBoostConfig, train_xgboost, tune_xgboost
 
 SIZES = {"apps": 6, "model": 4}
@@ -68,7 +68,7 @@ def test_weights_are_ubjson_that_xgboost_reads_back() -> None:
     trained = train_xgboost(simulated_rows(), SIZES, SMALL)
     again = xgboost.Booster()
     again.load_model(bytearray(trained.weights()))
-    rows = xgboost.DMatrix(multi_hot(simulated_rows().subset(VALIDATION).bags, SIZES))
+    rows = xgboost.DMatrix(count_matrix(simulated_rows().subset(VALIDATION).bags, SIZES))
     np.testing.assert_array_equal(again.predict(rows), trained.booster.predict(rows))
 
 

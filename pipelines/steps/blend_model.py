@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, logit
 
-from pipelines.steps.feature_vocabulary import EncodedRows, Vocabulary
+from pipelines.steps.encoded_rows import EncodedRows
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import BundleManifest, Scorer, bundle_version
 
 BLEND_ARCHITECTURES = ("logit_mean",)

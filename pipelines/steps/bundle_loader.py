@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.steps.calibration import Calibration
+from pipelines.steps.encoded_rows import EncodedRows
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, Vocabulary
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import (
     MANIFEST_FILE,
     VOCABULARY_FILE,

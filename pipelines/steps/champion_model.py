@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.steps.candidate_models import BLEND
+from pipelines.steps.encoded_rows import EncodedRows
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.feature_vocabulary import EncodedRows, Vocabulary
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import Scorer
 from pipelines.steps.model_comparison import (
     Difference,

@@ -132,7 +132,7 @@ def train_xgboost_distributed(
 
 
 def _token_counts(vocabulary_sizes: Mapping[str, int]) -> Column:
-    """What `multi_hot` gives of a row, as the sparse vector that `xgboost.spark` reads."""
+    """What `count_matrix` gives of a row, as the sparse vector that `xgboost.spark` reads."""
     from pyspark.ml.linalg import SparseVector, VectorUDT
 
     *firsts, width = accumulate(vocabulary_sizes.values(), initial=0)

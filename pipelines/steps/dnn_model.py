@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pipelines.steps.encoded_rows import EncodedRows, Ragged
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
 from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS
 
 Pooling = Literal["mean", "sqrt_n"]

@@ -27,8 +27,8 @@ from pipelines.steps.dnn_model import (
     pack,
     torch_threads,
 )
+from pipelines.steps.encoded_rows import Ragged
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.feature_vocabulary import Ragged
 from pipelines.steps.model_comparison import evaluate
 from pipelines.steps.training_rows import (
     TRAIN,
@@ -427,17 +427,10 @@ def _device(wanted: str) -> str:
 def _drop_tokens(bags: Ragged, share: float, random: np.random.Generator) -> Ragged:
     """Leaves out tokens at random; a bag that would lose all of them keeps all."""
     kept = random.random(len(bags.values), dtype=np.float32) >= share
-    kept_lengths = _lengths_of_kept(kept, bags)
-    emptied = kept_lengths == 0
+    emptied = bags.count(kept) == 0
     if emptied.any():
         kept |= np.repeat(emptied, bags.lengths)
-        kept_lengths = np.where(emptied, bags.lengths, kept_lengths)
-    return Ragged.of_lengths(bags.values[kept], kept_lengths)
-
-
-def _lengths_of_kept(kept: np.ndarray, bags: Ragged) -> np.ndarray:
-    kept_before = np.concatenate([[0], np.cumsum(kept)])
-    return np.diff(kept_before[bags.offsets])
+    return bags.filter(kept)
 
 
 def _copy_state(network: AudienceNet) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ scoring time may extend a vocabulary.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,95 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.steps.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, EncodedRows, Ragged, offsets_of
 from pipelines.steps.errors import BundleError, DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
     from pipelines.steps.project import FieldSpec
-
-MISSING_ID = 0
-"""The id an empty bag holds, so that no bag is ever empty."""
-UNKNOWN_ID = 1
-"""The id of every token that the vocabulary does not hold."""
-RESERVED_IDS = 2
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Ids of a batch of rows, unpadded: row r holds `values[offsets[r]:offsets[r + 1]]`.
-
-    Attributes:
-        values: int32, one id per token.
-        offsets: int64, rows + 1 entries, `offsets[0] == 0`, `offsets[-1] == len(values)`.
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    @property
-    def rows(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    def slice(self, start: int, stop: int) -> "Ragged":
-        """Rows [start, stop), offsets rebased to 0; values are a view."""
-        begin, end = self.offsets[start], self.offsets[stop]
-        return Ragged(self.values[begin:end], self.offsets[start : stop + 1] - begin)
-
-    def take(self, rows: np.ndarray) -> "Ragged":
-        """The rows named, in the order named."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
-        offsets = _offsets_of(lengths)
-        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return Ragged(self.values[positions], offsets)
-
-    @classmethod
-    def of_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> "Ragged":
-        """Values row after row, with the number of each row's."""
-        return cls(values, _offsets_of(lengths))
-
-    @classmethod
-    def from_lists(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
-        """Small literal batches, mostly for tests."""
-        rows = [np.asarray(row, dtype=np.int32) for row in lists]
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        values = np.concatenate(rows) if rows else np.empty(0, dtype=np.int32)
-        return cls(values.astype(np.int32), offsets)
-
-    @classmethod
-    def from_arrow(cls, column: pa.ListArray | pa.ChunkedArray) -> "Ragged":
-        """A list<int32> column, slices rebased; a null list is an error, an empty one is not."""
-        if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks()
-            if isinstance(column, pa.ChunkedArray):
-                column = pa.concat_arrays(column.chunks)
-        if column.null_count:
-            raise DataError(
-                "a column of encoded tokens holds null lists",
-                found=f"{column.null_count} nulls in {len(column)} rows",
-                expected="no nulls: an empty bag is written as [0]",
-                remedy="rebuild the training set from feature_tokens",
-            )
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
-        if values.null_count:
-            raise DataError(
-                "a column of encoded tokens holds null ids",
-                found=f"{values.null_count} nulls in {len(values)} ids",
-                expected=f"no nulls: an unknown token is written as {UNKNOWN_ID}",
-                remedy="rebuild the training set from feature_tokens",
-            )
-        return cls(values.to_numpy().astype(np.int32, copy=False), offsets - offsets[0])
-
-
-EncodedRows = Mapping[str, Ragged]
-"""Field name → ids of a batch; every field has the same number of rows."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +68,10 @@ class FieldVocabulary:
         if len(lengths) and lengths.max() > self.max_length:
             ids = ids[_is_kept(offsets, lengths, self.max_length)]
             lengths = np.minimum(lengths, self.max_length)
-            offsets = _offsets_of(lengths)
+            offsets = offsets_of(lengths)
         if len(lengths) and lengths.min() == 0:
             ids = np.insert(ids, offsets[:-1][lengths == 0], MISSING_ID)
-            offsets = _offsets_of(np.maximum(lengths, 1))
+            offsets = offsets_of(np.maximum(lengths, 1))
         return Ragged(ids, offsets)
 
     def translate(self, bag: Ragged, given: "FieldVocabulary") -> Ragged:
@@ -187,13 +105,7 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
 def _without_null_lists(column: pa.Array) -> pa.Array:
     """Null lists become empty ones; what the format lets them hide is left out."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy()
-    return pa.ListArray.from_arrays(pa.array(_offsets_of(lengths), pa.int32()), column.flatten())
-
-
-def _offsets_of(lengths: np.ndarray) -> np.ndarray:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
+    return pa.ListArray.from_arrays(pa.array(offsets_of(lengths), pa.int32()), column.flatten())
 
 
 def _is_kept(offsets: np.ndarray, lengths: np.ndarray, max_length: int) -> np.ndarray:

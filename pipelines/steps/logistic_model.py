@@ -14,16 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelines.steps.dnn_model import Bags
+from pipelines.steps.encoded_rows import count_matrix
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS
-from pipelines.steps.training_rows import (
-    TRAIN,
-    VALIDATION,
-    TrainingRows,
-    check_trainable,
-    check_vocabulary,
-    multi_hot,
-)
+from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows, check_trainable, check_vocabulary
 
 
 class LogisticNet(nn.Module):
@@ -108,8 +102,8 @@ def train_logistic(
     check_trainable(rows, splits=(TRAIN, VALIDATION))
     check_vocabulary(rows.bags, vocabulary_sizes)
     train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
-    train_counts = multi_hot(train.bags, vocabulary_sizes).astype(np.float64)
-    validation_counts = multi_hot(validation.bags, vocabulary_sizes).astype(np.float64)
+    train_counts = count_matrix(train.bags, vocabulary_sizes).astype(np.float64)
+    validation_counts = count_matrix(validation.bags, vocabulary_sizes).astype(np.float64)
 
     # no warm start: begun near a solution, L-BFGS may stop at once and repeat the fit before it
     model = LogisticRegression(max_iter=config.max_iterations, tol=config.tolerance)

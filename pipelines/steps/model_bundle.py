@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.steps.calibration import Calibration
+from pipelines.steps.encoded_rows import MISSING_ID, EncodedRows, Ragged
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import Vocabulary
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "bundle.json"

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
-from pipelines.steps.feature_vocabulary import MISSING_ID, RESERVED_IDS, EncodedRows, Ragged, Vocabulary
+from pipelines.steps.encoded_rows import MISSING_ID, RESERVED_IDS, EncodedRows, Ragged
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import Scorer
 
 DECILES = 10
@@ -168,17 +169,15 @@ def _slices(rows: EncodedRows, vocabulary: Vocabulary) -> Iterator[tuple[str, np
         first = bag.values[bag.offsets[:-1]]
         for token_id in _most_frequent(bag, SLICES_OF_A_FIELD):
             yield f"{field.name} = {field.tokens[token_id - RESERVED_IDS]}", np.flatnonzero(first == token_id)
-    activity = sum((_known_tokens(rows[field.name]) for field in vocabulary.fields), start=np.zeros(1))
+    activity = sum(
+        (rows[field.name].count(rows[field.name].values >= RESERVED_IDS) for field in vocabulary.fields),
+        start=np.zeros(1),
+    )
     borders = np.unique(np.quantile(activity, [0, 0.25, 0.5, 0.75, 1], method="lower"))
     for low, high in pairwise(borders):
         last = high == borders[-1]
         members = np.flatnonzero((activity >= low) & ((activity <= high) if last else (activity < high)))
         yield f"{low:.0f} to {high if last else high - 1:.0f} known tokens", members
-
-
-def _known_tokens(bag: Ragged) -> np.ndarray:
-    known_before = np.concatenate([[0], np.cumsum(bag.values >= RESERVED_IDS)])
-    return np.diff(known_before[bag.offsets])
 
 
 def _most_frequent(bag: Ragged, count: int) -> list[int]:

@@ -14,8 +14,9 @@ import numpy as np
 import onnxruntime
 from scipy.special import expit
 
+from pipelines.steps.encoded_rows import MISSING_ID, EncodedRows, Ragged, count_matrix
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import (
     NO_MEMBERS,
     SCORE_BATCH_ROWS,
@@ -26,7 +27,6 @@ from pipelines.steps.model_bundle import (
     full_batch,
     require_architecture,
 )
-from pipelines.steps.training_rows import multi_hot
 
 InputForm = Literal["bags", "multi_hot", "padded_ids"]
 OutputKind = Literal["probability", "logit"]
@@ -57,7 +57,7 @@ class OnnxModel:
         vocabulary: The one that it was trained with.
         inputs: What the graph reads:
             "multi_hot": one input of any name, float [B, sum of V_f], the columns of
-            `training_rows.multi_hot`: a token that a row holds twice counts 2. What scikit-learn reads.
+            `encoded_rows.count_matrix`: a token that a row holds twice counts 2. What scikit-learn reads.
             It is dense: a batch takes 4 KiB per id of the vocabulary.
             "padded_ids": per field an input of its name, ids [B, L_f], MISSING_ID after the last token.
             What the embedding layers of Keras read.
@@ -389,7 +389,7 @@ def _multi_hot_inputs(fields: Sequence[BundleField]) -> list[_Input]:
 
 
 def _multi_hot(batch: EncodedRows, fields: Sequence[BundleField]) -> list[np.ndarray]:
-    return [multi_hot(batch, {field.name: field.vocabulary_size for field in fields}).toarray()]
+    return [count_matrix(batch, {field.name: field.vocabulary_size for field in fields}).toarray()]
 
 
 def _padded_ids_inputs(fields: Sequence[BundleField]) -> list[_Input]:

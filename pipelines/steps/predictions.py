@@ -13,14 +13,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.feature_vocabulary import (
-    MISSING_ID,
-    RESERVED_IDS,
-    UNKNOWN_ID,
-    EncodedRows,
-    Ragged,
-    Vocabulary,
-)
+from pipelines.steps.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, EncodedRows, Ragged
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import BundleRef, Scorer
 from pipelines.steps.row_groups import ROWS_PER_TASK, list_row_groups, pack, read_row_group, require_columns
 from pipelines.steps.scoring_threads import count_threads, limit_threads, require_threads

@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError
 
 from pipelines.steps.dnn_model import AudienceNet, to_tensors, torch_threads, uninitialized
+from pipelines.steps.encoded_rows import EncodedRows
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, Vocabulary
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.logistic_model import LogisticNet
 from pipelines.steps.model_bundle import (
     SCORE_BATCH_ROWS,

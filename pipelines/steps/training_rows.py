@@ -1,7 +1,7 @@
 """The rows a model is trained on: labels, splits and encoded tokens, as flat arrays.
 
-What belongs here: reading the training set, the refusals that hold for every model, and the sparse
-matrix that the baselines read. What does not: anything about one kind of model.
+What belongs here: reading the training set, and the refusals that hold for every model. What does not:
+anything about one kind of model.
 """
 
 import hashlib
@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import sparse
 
+from pipelines.steps.encoded_rows import MISSING_ID, EncodedRows, Ragged
 from pipelines.steps.errors import DataError, TrainingError
-from pipelines.steps.feature_vocabulary import MISSING_ID, EncodedRows, Ragged
 
 TRAIN = 0
 VALIDATION = 1
@@ -64,7 +63,7 @@ class TrainingRows:
         return cls(
             np.concatenate([part.labels for part in parts]),
             np.concatenate([part.split for part in parts]),
-            {name: _concatenate([part.bags[name] for part in parts]) for name in parts[0].bags},
+            {name: Ragged.concatenated([part.bags[name] for part in parts]) for name in parts[0].bags},
         )
 
 
@@ -230,31 +229,6 @@ def check_vocabulary(bags: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> 
             )
 
 
-def multi_hot(bags: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> sparse.csr_matrix:
-    """Token counts per row, the fields side by side in the order of `vocabulary_sizes`.
-
-    Returns:
-        float32 CSR [rows, sum of sizes]; a token that a row holds twice counts 2.
-    """
-    lengths = np.stack([bags[name].lengths for name in vocabulary_sizes], axis=1)  # rows × fields
-    cell_ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
-    cell_starts = cell_ends - lengths
-    columns = np.empty(lengths.sum(), dtype=np.int32)
-    first_column = 0
-    for index, (name, size) in enumerate(vocabulary_sizes.items()):
-        bag = bags[name]
-        shift = np.repeat(cell_starts[:, index] - bag.offsets[:-1], bag.lengths)
-        columns[np.arange(len(bag.values)) + shift] = bag.values + first_column
-        first_column += size
-    row_ends = cell_ends[:, -1]
-    matrix = sparse.csr_matrix(
-        (np.ones(len(columns), dtype=np.float32), columns, np.concatenate([[0], row_ends])),
-        shape=(len(lengths), first_column),
-    )
-    matrix.sum_duplicates()
-    return matrix
-
-
 def _require_fields(fields: Sequence[str]) -> None:
     if not fields:
         raise TrainingError(
@@ -275,7 +249,7 @@ def _no_token(field: str, rows: int) -> TrainingError:
 
 
 def _no_rows(fields: Sequence[str]) -> TrainingRows:
-    bags = {name: _concatenate([]) for name in fields}
+    bags = {name: Ragged.concatenated([]) for name in fields}
     return TrainingRows(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int8), bags)
 
 
@@ -373,11 +347,3 @@ def _flat_column(path: Path, table: pa.Table, name: str) -> np.ndarray:
             remedy="rebuild training_set",
         )
     return np.asarray(column)
-
-
-def _concatenate(pieces: Sequence[Ragged]) -> Ragged:
-    if not pieces:
-        return Ragged(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
-    offsets = np.zeros(sum(piece.rows for piece in pieces) + 1, dtype=np.int64)
-    np.cumsum(np.concatenate([piece.lengths for piece in pieces]), out=offsets[1:])
-    return Ragged(np.concatenate([piece.values for piece in pieces]), offsets)

@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, IntegerType, StructType
 
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import Ragged, Vocabulary
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.label_values import conversion_predicate
 from pipelines.steps.project import Audience, RollingDays
 from pipelines.steps.training_rows import PROMOTION, TEST, TRAIN, VALIDATION
@@ -195,7 +194,7 @@ def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
     def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             bags = vocabulary.encode(batch)
-            columns = [batch.column(name) for name in kept] + [_list_array(bags[name]) for name in fields]
+            columns = [batch.column(name) for name in kept] + [bags[name].to_arrow() for name in fields]
             yield pa.RecordBatch.from_arrays(columns, names=[*kept, *fields])
 
     narrow = labelled.select(*kept, *fields)
@@ -211,10 +210,6 @@ def count_splits(rows: DataFrame) -> list[dict[str, object]]:
         F.count("*").alias("rows"), F.sum("label").alias("positives"), F.avg("label").alias("label_rate")
     )
     return [row.asDict() for row in counts.orderBy("day", "split").collect()]
-
-
-def _list_array(bag: Ragged) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(bag.offsets.astype(np.int32)), pa.array(bag.values))
 
 
 def _not_matured(audience: Audience, unripe: Sequence[date], known_days: Sequence[date]) -> DataError:

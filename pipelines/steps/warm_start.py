@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from pipelines.steps.feature_vocabulary import Ragged
+from pipelines.steps.encoded_rows import Ragged
 
 SMOOTHING = 5.0
 """Added to a token's frequency: the coordinates of rare tokens are mostly chance."""

@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import xgboost
 
+from pipelines.steps.encoded_rows import EncodedRows, count_matrix
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, Vocabulary
+from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.model_bundle import NO_MEMBERS, BundleManifest, Scorer, check_rows, require_architecture
-from pipelines.steps.training_rows import (
-    TRAIN,
-    VALIDATION,
-    TrainingRows,
-    check_trainable,
-    check_vocabulary,
-    multi_hot,
-)
+from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows, check_trainable, check_vocabulary
 
 XGBOOST_ARCHITECTURES = ("boosted_trees",)
 """The trees carry their own shape, so there is nothing to build."""
@@ -196,7 +190,7 @@ def train_xgboost(
 def _matrix(
     rows: TrainingRows, vocabulary_sizes: Mapping[str, int], config: XGBoostConfig
 ) -> xgboost.DMatrix:
-    counts = multi_hot(rows.bags, vocabulary_sizes)  # an absent token is XGBoost's "missing"
+    counts = count_matrix(rows.bags, vocabulary_sizes)  # an absent token is XGBoost's "missing"
     return xgboost.DMatrix(counts, label=rows.labels, nthread=config.threads)
 
 
@@ -231,7 +225,7 @@ class XGBoostScorer:
             return np.empty(0, dtype=np.float32)
         # not Vocabulary.sizes: the manifest's fields are what the columns were numbered by
         sizes = {field.name: field.vocabulary_size for field in self.manifest.fields}
-        scores = self._booster.inplace_predict(multi_hot(rows, sizes))
+        scores = self._booster.inplace_predict(count_matrix(rows, sizes))
         return np.asarray(scores, dtype=np.float32)
 
 
