@@ -25,6 +25,7 @@ from pipelines.demo_lock import lock_demo
 from pipelines.partitions import keys_of
 from pipelines.simulated_world.config import WorldConfig
 from pipelines.simulated_world.world import attainable_auc, rank_auc, simulate_world
+from pipelines.steps.as_of_days import label_days
 from pipelines.steps.candidate_models import CANDIDATES, Measured
 from pipelines.steps.errors import AudienceFactoryError, DataError
 from pipelines.steps.label_values import conversion_predicate
@@ -32,7 +33,7 @@ from pipelines.steps.model_comparison import comparison_table
 from pipelines.steps.project import Audience, Project, RollingDays
 from pipelines.steps.project_files import load_project
 from pipelines.steps.segments import measure_segments
-from pipelines.steps.training_set import label_days, label_devices
+from pipelines.steps.training_set import label_devices
 from resources.destinations import Destinations
 from resources.lake import Lake
 from resources.model_store import ModelStore

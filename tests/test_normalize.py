@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.steps.errors import ConfigError
 from pipelines.steps.normalize import MAX_TOKEN_CHARACTERS, NORMALIZERS, NULL_MARKERS, normalize_values
+from pipelines.steps.project_values import NORMALIZER_NAMES
 
 EACH = pytest.mark.parametrize("name", NORMALIZERS)
 
@@ -127,6 +128,10 @@ def test_each_distinct_value_is_normalized_once() -> None:
     tokens = normalize_values(column, "device_model")
 
     assert tokens.values.unique().to_pylist() == ["sm-g991b"]
+
+
+def test_a_project_may_name_every_normalizer_and_no_other() -> None:
+    assert tuple(NORMALIZERS) == NORMALIZER_NAMES
 
 
 def test_an_unknown_normalizer_is_refused() -> None:

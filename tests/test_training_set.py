@@ -12,6 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from pipelines.steps.as_of_days import label_days, matured_as_of_days
 from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.project import Audience
@@ -21,9 +22,7 @@ from pipelines.steps.training_set import (
     count_splits,
     encode_rows,
     keep_negatives,
-    label_days,
     label_devices,
-    matured_as_of_days,
     split_devices,
 )
 from tests.conftest import Frame

@@ -126,7 +126,7 @@ NORMALIZERS: Mapping[str, Normalizer] = MappingProxyType(
         for normalizer in (text, device_name, device_model, package, code, words, log_bucket, identity)
     }
 )
-"""What `normalizer:` in fields.yaml may say."""
+"""What `normalizer:` in fields.yaml may say, and what it does."""
 
 
 def normalize_values(values: "pa.Array[Any] | pa.ChunkedArray[Any]", normalizer: str) -> "pa.ListArray[Any]":

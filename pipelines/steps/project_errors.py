@@ -5,7 +5,7 @@ What does not belong here: what is wrong in which file (`project`, `project_file
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def unknown_key(key: object, value: object, allowed: list[str]) -> PydanticCusto
     )
 
 
-def closest(word: str, allowed: Mapping[str, object] | list[str]) -> str | None:
+def closest(word: str, allowed: Iterable[str]) -> str | None:
     by_folded = {name.lower(): name for name in allowed}
     close = difflib.get_close_matches(word.lower(), by_folded, n=1)
     return f"did you mean `{by_folded[close[0]]}`?" if close else None

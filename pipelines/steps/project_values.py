@@ -10,13 +10,15 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from pipelines.steps.normalize import NORMALIZERS
 from pipelines.steps.predicates import checked_condition
 from pipelines.steps.project_errors import closest, problem
 
 DAY_PLACEHOLDER = "{day}"
 ISO_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
+NORMALIZER_NAMES: tuple[str, ...] = ("text", "device_name", "device_model", "package")
+NORMALIZER_NAMES += ("code", "words", "log_bucket", "identity")
+"""What `normalizer:` in fields.yaml may say; what each does, `pipelines.steps.normalize` knows."""
 MAX_NAME_CHARACTERS = 100
 """A name becomes part of the names of folders and files."""
 MAX_PART_BYTES = 255
@@ -67,9 +69,11 @@ def _written(value: object) -> str:
 
 
 def _normalizer(name: str) -> str:
-    if name in NORMALIZERS:
+    if name in NORMALIZER_NAMES:
         return name
-    raise problem(f"one of {', '.join(NORMALIZERS)}", closest(name, NORMALIZERS) or "use one of these")
+    raise problem(
+        f"one of {', '.join(NORMALIZER_NAMES)}", closest(name, NORMALIZER_NAMES) or "use one of these"
+    )
 
 
 # --- paths ----------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """Labelled, encoded rows: as-of snapshots × devices, labels strictly after the as-of day."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import date, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -10,10 +9,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, IntegerType, StructType
 
-from pipelines.steps.errors import DataError
 from pipelines.steps.feature_vocabulary import Vocabulary
 from pipelines.steps.label_values import conversion_predicate
-from pipelines.steps.project import Audience, RollingDays
+from pipelines.steps.project import Audience
 from pipelines.steps.training_rows import PROMOTION, TEST, TRAIN, VALIDATION
 
 SAMPLE_GRAIN = 1_000_000
@@ -48,49 +46,6 @@ class PromotionBlock:
     def kept_out_by(self, other: "PromotionBlock | None") -> bool:
         """Whether what was trained beside the other block saw none of this one's devices."""
         return other is not None and other.salt == self.salt and other.fraction >= self.fraction
-
-
-def label_days(as_of: date, horizon_days: int) -> list[date]:
-    """The days whose events decide the label of an as-of day: the `horizon_days` after it."""
-    return [as_of + timedelta(days=ahead) for ahead in range(1, horizon_days + 1)]
-
-
-def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_days: int) -> list[date]:
-    """The as-of days to train on, oldest first.
-
-    Args:
-        audience: Names the days, or asks for the newest matured ones.
-        known_days: Days whose events are in the lake.
-        window_days: The look-back; a rolling as-of day needs a whole window.
-
-    Raises:
-        DataError: A day named has not matured, or too few have.
-    """
-    known = set(known_days)
-
-    def matured(as_of: date) -> bool:
-        return known.issuperset(label_days(as_of, audience.horizon_days))
-
-    if not isinstance(audience.as_of_days, RollingDays):
-        unripe = [day for day in audience.as_of_days if not matured(day)]
-        if unripe:
-            raise _not_matured(audience, unripe, known_days)
-        return list(audience.as_of_days)
-    rolling = audience.as_of_days
-    if not known:
-        raise DataError(
-            f"{audience.name}: there are no days to train on",
-            found="no app_events",
-            expected=f"{rolling.count} as-of days, a window before and {audience.horizon_days} days after",
-            remedy="materialize app_events first (a backfill over the range does it)",
-        )
-    newest = max(known) - timedelta(days=audience.horizon_days)
-    days = [newest - timedelta(days=back * rolling.every_days) for back in range(rolling.count)]
-    first = min(known)
-    unripe = [d for d in days if not matured(d) or d - timedelta(days=window_days - 1) < first]
-    if unripe:
-        raise _not_matured(audience, unripe, known_days)
-    return sorted(days)
 
 
 def build_rows(
@@ -210,13 +165,3 @@ def count_splits(rows: DataFrame) -> list[dict[str, object]]:
         F.count("*").alias("rows"), F.sum("label").alias("positives"), F.avg("label").alias("label_rate")
     )
     return [row.asDict() for row in counts.orderBy("day", "split").collect()]
-
-
-def _not_matured(audience: Audience, unripe: Sequence[date], known_days: Sequence[date]) -> DataError:
-    known = f"{min(known_days)} to {max(known_days)} ({len(known_days)} days)" if known_days else "none"
-    return DataError(
-        f"{audience.name}: as-of days {', '.join(map(str, sorted(unripe)))} cannot be trained on",
-        found=f"app_events of {known}",
-        expected=f"a whole window before, and all of the {audience.horizon_days} days after, each as-of day",
-        remedy="materialize app_events for these days, or name earlier as-of days in the audience's file",
-    )
