@@ -14,22 +14,22 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.candidate_models import (
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
+from pipelines.steps.models.bundle import Scorer, TrainedModel
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.metrics import Difference, Metrics, Threshold
+from pipelines.steps.promotion.candidate_models import (
     BLEND,
     CANDIDATES,
     Measured,
     bundle_candidate,
     find_thresholds,
 )
-from pipelines.steps.champion_model import Promotion
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import Scorer, TrainedModel
-from pipelines.steps.model_card import Card, draw_curves, inline_image, make_card
-from pipelines.steps.model_comparison import Difference, Metrics, Threshold
-from pipelines.steps.model_report import report_model
-from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
+from pipelines.steps.promotion.champion_model import Promotion
+from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
+from pipelines.steps.promotion.model_report import report_model
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake, Partition
 from resources.model_log import ModelRecord
@@ -112,9 +112,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         A run that was killed goes on from its last epoch when it is run again.
         """
-        from pipelines.steps.distributed_training import train_dnn_distributed
-        from pipelines.steps.dnn_model import DnnConfig, TrainedDnn  # torch takes seconds to import
-        from pipelines.steps.dnn_training import train_dnn
+        from pipelines.steps.models.distributed_training import train_dnn_distributed
+        from pipelines.steps.models.dnn_model import DnnConfig, TrainedDnn  # torch takes seconds to import
+        from pipelines.steps.models.dnn_training import train_dnn
 
         named = config.model_dump(exclude={"processes", "stream_above", "hidden"})
         settings = DnnConfig(
@@ -162,7 +162,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         context: dg.AssetExecutionContext, config: XGBoostTraining, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
-        from pipelines.steps.xgboost_model import XGBoostConfig, tune_xgboost
+        from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 
         settings = XGBoostConfig(seed=training.seed)
 
@@ -177,7 +177,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     @dg.asset(key=[audience.name, "logistic_model"], kinds={"scikitlearn"}, deps=[rows_key], group_name=group)
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
-        from pipelines.steps.logistic_model import LogisticConfig, train_logistic
+        from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
             rows = _in_memory(rows)

@@ -9,9 +9,16 @@ import numpy as np
 import pandas as pd
 
 from assets.candidate_models import TrainingData, cuts_of, keep_card, keep_model, read_training_data
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.candidate_models import BLEND, CANDIDATES, Measured, blend_of, find_thresholds
-from pipelines.steps.champion_model import (
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.errors import BundleError, TrainingError
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_set import PromotionBlock
+from pipelines.steps.models.bundle import Scorer
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.metrics import compare_auc
+from pipelines.steps.promotion.candidate_models import BLEND, CANDIDATES, Measured, blend_of, find_thresholds
+from pipelines.steps.promotion.champion_model import (
     CHANCE,
     ENOUGH_DEVICES,
     Former,
@@ -21,14 +28,7 @@ from pipelines.steps.champion_model import (
     choose,
     decide_promotion,
 )
-from pipelines.steps.errors import BundleError, TrainingError
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import Scorer
-from pipelines.steps.model_card import Card
-from pipelines.steps.model_comparison import compare_auc
-from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
-from pipelines.steps.training_set import PromotionBlock
+from pipelines.steps.promotion.model_card import Card
 from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import CHALLENGER, CHAMPION, ModelRecord

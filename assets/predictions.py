@@ -8,10 +8,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import MADE_WITH, fields_of_settings
 from pipelines.steps.errors import AudienceFactoryError, BundleError, DataError
-from pipelines.steps.model_bundle import read_manifest
-from pipelines.steps.predictions import (
+from pipelines.steps.models.bundle import read_manifest
+from pipelines.steps.scoring.predictions import (
     MAX_PARITY_DIFFERENCE,
     PARQUET_OPTIONS,
     Parity,
@@ -20,8 +23,6 @@ from pipelines.steps.predictions import (
     score_files,
     worker_threads,
 )
-from pipelines.steps.project import Audience, Project
-from pipelines.steps.settings import MADE_WITH, fields_of_settings
 from resources.expectations import (
     Check,
     Subject,

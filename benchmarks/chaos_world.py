@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from benchmarks.chaos_clusters import SLOTS, Clusters
-from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.errors import AudienceFactoryError
-from pipelines.steps.feature_tokens import PARQUET_OPTIONS as TOKENS_PARQUET_OPTIONS
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import write_bundle
-from pipelines.steps.predictions import PARQUET_OPTIONS, score_files
+from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS as TOKENS_PARQUET_OPTIONS
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.row_groups import RowGroup, list_row_groups
-from pipelines.steps.scoring_threads import limit_threads
+from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files
+from pipelines.steps.scoring.scoring_threads import limit_threads
 from resources.lake import Lake
 
 DAY = date(2025, 5, 30)
@@ -231,7 +231,7 @@ def _feature_tokens(rows: int, seed: int) -> pa.Table:
 def _write_bundle(directory: Path, seed: str) -> Path:
     import torch
 
-    from pipelines.steps.dnn_model import AudienceNet, DnnConfig, TrainedDnn
+    from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, TrainedDnn
 
     vocabulary = Vocabulary(
         tuple(

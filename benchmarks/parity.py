@@ -31,15 +31,15 @@ from torch.nn import functional
 
 from benchmarks import scoring_world
 from benchmarks.measure import machine
-from pipelines.steps.dnn_model import DnnConfig, Pooling, TrainedDnn
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.encoded_rows import Ragged
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import write_bundle
-from pipelines.steps.predictions import score_devices, score_files
+from pipelines.steps.features.encoded_rows import Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.dnn_model import DnnConfig, Pooling, TrainedDnn
+from pipelines.steps.models.dnn_training import train_dnn
 from pipelines.steps.row_groups import ROWS_PER_TASK
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.scoring.predictions import score_devices, score_files
 from resources.spark import Spark
 
 MAX_DIFFERENCE = 1e-6

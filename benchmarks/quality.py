@@ -20,17 +20,17 @@ import pyarrow as pa
 from benchmarks.labelled_users import encode_users, read_users, split_users
 from benchmarks.measure import Ratio, Report, paired_ratio
 from benchmarks.simulated_users import attainable, write_users
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.candidate_models import BLEND, CANDIDATES, blend_of, bundle_candidate
-from pipelines.steps.champion_model import choose
-from pipelines.steps.dnn_model import DnnConfig
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.logistic_model import LogisticConfig, train_logistic
-from pipelines.steps.model_bundle import TrainedModel
-from pipelines.steps.model_comparison import compare_auc, evaluate
-from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows
-from pipelines.steps.xgboost_model import XGBoostConfig, tune_xgboost
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import TrainedModel
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.dnn_model import DnnConfig
+from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+from pipelines.steps.models.metrics import compare_auc, evaluate
+from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
+from pipelines.steps.promotion.candidate_models import BLEND, CANDIDATES, blend_of, bundle_candidate
+from pipelines.steps.promotion.champion_model import choose
 
 CHAMPION = "champion"
 SIMULATION_SEED = 7

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.plain_model import MISSING, RESERVED, UNKNOWN, PlainModel, plain_model
 from benchmarks.scoring_world import World
-from pipelines.steps import worker_daemon
-from pipelines.steps.predictions import PARQUET_OPTIONS, score_files
+from pipelines.steps.scoring import worker_daemon
+from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files
 
 SLOTS = 2
 SCORED = "device_id string, probability float"

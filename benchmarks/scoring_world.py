@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 
 DAY = date(2025, 5, 30)
 EMBEDDING_DIM = 32
@@ -142,7 +142,7 @@ def feature_tokens(rows: int, seed: int) -> Iterator[pa.Table]:
 
 def _write(spark: SparkSession, home: Path, rows: int, seed: int, files: int) -> World:
     # Here: the lake brings dagster along, which a peer's own process must not pay for.
-    from pipelines.steps.feature_tokens import PARQUET_OPTIONS
+    from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS
     from resources.lake import Lake
 
     staging = home / "staging"
@@ -175,8 +175,8 @@ def _write(spark: SparkSession, home: Path, rows: int, seed: int, files: int) ->
 def _write_bundle(directory: Path, seed: int) -> None:
     import torch
 
-    from pipelines.steps.dnn_model import AudienceNet, DnnConfig, TrainedDnn
-    from pipelines.steps.model_bundle import write_bundle
+    from pipelines.steps.models.bundle import write_bundle
+    from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, TrainedDnn
 
     words = vocabulary()
     config = DnnConfig.published(embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, seed=seed)

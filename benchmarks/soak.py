@@ -28,14 +28,14 @@ from pyspark.sql import functions as F
 from tabulate import tabulate
 
 from benchmarks.measure import machine
-from pipelines.steps import worker_daemon
-from pipelines.steps.dnn_model import AudienceNet, DnnConfig, TrainedDnn
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import TrainedModel, write_bundle
-from pipelines.steps.predictions import score_devices, score_files
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
-from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import TrainedModel, write_bundle
+from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, TrainedDnn
+from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.scoring import worker_daemon
+from pipelines.steps.scoring.predictions import score_devices, score_files
 from resources.spark import Spark
 
 TARGET_MIB = 1.0

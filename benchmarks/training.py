@@ -31,8 +31,8 @@ from benchmarks.measure import (
 )
 from benchmarks.scoring_world import feature_tokens, vocabulary
 from benchmarks.training_peers import BATCH_ROWS, LIMIT, OURS, PEERS, Peer, network_of
-from pipelines.steps.dnn_model import torch_threads
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.dnn_model import torch_threads
 
 GOALS = {
     "plain_loop": (">=", 10.0),
@@ -99,9 +99,9 @@ STREAMED_PROGRAM = """
 import sys
 from pathlib import Path
 from benchmarks.scoring_world import vocabulary
-from pipelines.steps.dnn_model import DnnConfig
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.training_rows import TrainingFiles
+from pipelines.steps.models.dnn_model import DnnConfig
+from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.labels.training_rows import TrainingFiles
 sizes = vocabulary().sizes
 config = DnnConfig(embedding_dim=4, hidden=(8,), members=1, max_epochs=1, device="cpu")
 train_dnn(TrainingFiles([Path(path) for path in sys.argv[1:]], list(sizes)), sizes, config, print)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.steps.dnn_model import AudienceNet, DnnConfig, to_tensors
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.encoded_rows import EncodedRows
-from pipelines.steps.training_rows import TRAIN, TrainingRows
+from pipelines.steps.features.encoded_rows import EncodedRows
+from pipelines.steps.labels.training_rows import TRAIN, TrainingRows
+from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, to_tensors
+from pipelines.steps.models.dnn_training import train_dnn
 
 EMBEDDING_DIM = 32
 HIDDEN = (256, 128)

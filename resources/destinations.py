@@ -22,7 +22,10 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from pipelines.steps.deliveries import (
+from pipelines.steps.config.audience import FolderDestination
+from pipelines.steps.config.values import ISO_DAY
+from pipelines.steps.errors import DataError
+from pipelines.steps.targeting.deliveries import (
     OUR_FILE,
     Manifest,
     count_rows,
@@ -32,9 +35,6 @@ from pipelines.steps.deliveries import (
     sha256,
     stage_segment,
 )
-from pipelines.steps.errors import DataError
-from pipelines.steps.project import FolderDestination
-from pipelines.steps.project_values import ISO_DAY
 from resources.durable_files import make_directory_durably, sync_directory, sync_tree, write_durably
 
 MANIFEST = "manifest.json"

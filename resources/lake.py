@@ -31,8 +31,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from pipelines.steps.config.settings import MADE_WITH, require_settings
 from pipelines.steps.errors import DataError
-from pipelines.steps.settings import MADE_WITH, require_settings
 
 ORPHAN_AGE_SECONDS = 24 * 3600
 """Unnamed data younger than this may belong to a write in progress, or to a reader of the last version."""

@@ -1,7 +1,7 @@
 """Model bundles and vocabularies, kept by explicit version; what becomes current, and what may.
 
-What does not belong here: how a bundle is written and what it holds (`pipelines.steps.model_bundle`), and how
-the log of a model is kept (`resources.model_log`).
+What does not belong here: how a bundle is written and what it holds (`pipelines.steps.models.bundle`), and
+how the log of a model is kept (`resources.model_log`).
 """
 
 import errno
@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from pipelines.steps.bundle_loader import load_bundle
 from pipelines.steps.errors import BundleError, DataError
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import BundleManifest, BundleRef, Scorer, bundle_version, read_manifest
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.models.bundle import BundleManifest, BundleRef, Scorer, bundle_version, read_manifest
+from pipelines.steps.models.bundle_loader import load_bundle
 from resources.durable_files import (
     make_directory_durably,
     remove_abandoned_drafts,

@@ -12,8 +12,8 @@ from pydantic import Field, PrivateAttr
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
-from pipelines.steps import worker_daemon
 from pipelines.steps.errors import ConfigError
+from pipelines.steps.scoring import worker_daemon
 from resources import run_retries, spark_process
 
 LOCAL_MASTER = "local[*,4]"

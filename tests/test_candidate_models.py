@@ -9,14 +9,14 @@ import torch
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.candidate_models import blend_of, bundle_candidate
-from pipelines.steps.champion_model import ask_former
-from pipelines.steps.encoded_rows import Ragged
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, bundle_version, read_manifest
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.features.encoded_rows import Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, bundle_version, read_manifest
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.promotion.candidate_models import blend_of, bundle_candidate
+from pipelines.steps.promotion.champion_model import ask_former
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b", "c")),))
 ROWS = 3_000

@@ -15,11 +15,11 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.steps.candidate_models import CANDIDATES
-from pipelines.steps.encoded_rows import Ragged
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.project import FolderDestination
-from pipelines.steps.training_rows import PROMOTION, VALIDATION
+from pipelines.steps.config.audience import FolderDestination
+from pipelines.steps.features.encoded_rows import Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import PROMOTION, VALIDATION
+from pipelines.steps.promotion.candidate_models import CANDIDATES
 from resources.destinations import Delivery, Destinations, Published
 from resources.lake import Lake, Partition
 from resources.model_log import ModelRecord

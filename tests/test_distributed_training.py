@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.steps import dnn_training
-from pipelines.steps.distributed_training import train_dnn_distributed, train_xgboost_distributed
-from pipelines.steps.dnn_model import DnnConfig
-from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, read_training_rows
-from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, read_training_rows
+from pipelines.steps.models import dnn_training
+from pipelines.steps.models.distributed_training import train_dnn_distributed, train_xgboost_distributed
+from pipelines.steps.models.dnn_model import DnnConfig
+from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
 
 SIZES = {"apps": 20, "model": 6}
 ROWS = 1_501

@@ -13,7 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.steps.dnn_model import (
+from pipelines.steps.errors import DataError, TrainingError
+from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.labels.training_rows import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingRows,
+    check_trainable,
+    read_training_rows,
+)
+from pipelines.steps.models.dnn_model import (
     AudienceNet,
     DnnConfig,
     Dropout,
@@ -24,17 +34,7 @@ from pipelines.steps.dnn_model import (
     ensemble_of,
     to_tensors,
 )
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.encoded_rows import EncodedRows, Ragged, count_matrix
-from pipelines.steps.errors import DataError, TrainingError
-from pipelines.steps.training_rows import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    TrainingRows,
-    check_trainable,
-    read_training_rows,
-)
+from pipelines.steps.models.dnn_training import train_dnn
 
 SIZES = {"apps": 5, "model": 4}
 BATCH: EncodedRows = {
@@ -443,7 +443,7 @@ def test_reading_refuses_nulls(tmp_path: Path) -> None:
 
 def test_reading_rows_loads_no_framework() -> None:
     """Executors and the code location import these modules; torch alone costs a second."""
-    modules = ["bundle_loader", "feature_vocabulary", "training_rows"]
+    modules = ["models.bundle_loader", "features.feature_vocabulary", "labels.training_rows"]
     program = (
         f"import sys, {', '.join(f'pipelines.steps.{name}' for name in modules)}\n"
         "heavy = {'torch', 'xgboost', 'sklearn', 'dagster', 'great_expectations'}\n"
@@ -455,7 +455,7 @@ def test_reading_rows_loads_no_framework() -> None:
 
 def test_scoring_the_network_needs_no_scikit_learn() -> None:
     program = (
-        "import sys, pipelines.steps.dnn_model, pipelines.steps.logistic_model\n"
+        "import sys, pipelines.steps.models.dnn_model, pipelines.steps.models.logistic_model\n"
         "print('sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

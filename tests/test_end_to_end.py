@@ -18,10 +18,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.demo import RUN_TAG, _close_killed_runs
-from pipelines.steps.candidate_models import BLEND, CANDIDATES, bundle_candidate
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.logistic_model import LogisticConfig, train_logistic
-from pipelines.steps.training_rows import (
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import (
     PROMOTION,
     TEST,
     TRAIN,
@@ -29,8 +27,10 @@ from pipelines.steps.training_rows import (
     TrainingRows,
     read_training_rows,
 )
-from pipelines.steps.training_set import PromotionBlock
-from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.labels.training_set import PromotionBlock
+from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.promotion.candidate_models import BLEND, CANDIDATES, bundle_candidate
 from resources.lake import Lake, Snapshot
 from tests.small_project import (
     AS_OF_DAYS,

@@ -21,14 +21,11 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 
-from pipelines.steps.blend_model import BLEND_ARCHITECTURES, BlendedModel
-from pipelines.steps.bundle_loader import ENGINES, load_bundle
-from pipelines.steps.dnn_model import AudienceNet, Pooling
-from pipelines.steps.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.logistic_model import LogisticNet
-from pipelines.steps.model_bundle import (
+from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.blend_model import BLEND_ARCHITECTURES, BlendedModel
+from pipelines.steps.models.bundle import (
     NO_MEMBERS,
     SCORE_BATCH_ROWS,
     TORCH_WEIGHTS,
@@ -36,10 +33,13 @@ from pipelines.steps.model_bundle import (
     TrainedModel,
     write_bundle,
 )
-from pipelines.steps.onnx_export import export_onnx
-from pipelines.steps.onnx_model import ONNX_ARCHITECTURES, InputForm, OnnxModel
-from pipelines.steps.torch_scorer import TORCH_ARCHITECTURES
-from pipelines.steps.xgboost_model import XGBOOST_ARCHITECTURES, TrainedXGBoost, XGBoostConfig
+from pipelines.steps.models.bundle_loader import ENGINES, load_bundle
+from pipelines.steps.models.dnn_model import AudienceNet, Pooling
+from pipelines.steps.models.logistic_model import LogisticNet
+from pipelines.steps.models.onnx_export import export_onnx
+from pipelines.steps.models.onnx_model import ONNX_ARCHITECTURES, InputForm, OnnxModel
+from pipelines.steps.models.torch_scorer import TORCH_ARCHITECTURES
+from pipelines.steps.models.xgboost_model import XGBOOST_ARCHITECTURES, TrainedXGBoost, XGBoostConfig
 from tests.test_onnx_model import graph, literal
 
 APPS = tuple(f"app-{number}" for number in range(60))

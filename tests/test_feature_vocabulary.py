@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.steps.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, Ragged
+from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.errors import BundleError, DataError
-from pipelines.steps.feature_vocabulary import (
+from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, Ragged
+from pipelines.steps.features.feature_vocabulary import (
     FieldVocabulary,
     Vocabulary,
     count_token_devices,
     fit_vocabulary,
 )
-from pipelines.steps.project import FieldSpec
 from tests.conftest import Frame
 
 TOKENS = pa.list_(pa.string())

@@ -14,18 +14,18 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 EXECUTOR_MODULES = [
-    "app_events",
-    "daily_fields",
-    "encoded_rows",
-    "feature_tokens",
-    "feature_vocabulary",
-    "bundle_loader",
-    "model_bundle",
-    "normalize",
-    "predictions",
+    "events.app_events",
+    "features.daily_fields",
+    "features.encoded_rows",
+    "features.feature_tokens",
+    "features.feature_vocabulary",
+    "features.normalize",
+    "labels.training_set",
+    "models.bundle",
+    "models.bundle_loader",
     "row_groups",
-    "scoring_threads",
-    "training_set",
+    "scoring.predictions",
+    "scoring.scoring_threads",
 ]
 ABOVE_STEPS = {"dagster", "great_expectations", "assets", "resources"}
 MAX_CPU_SECONDS = 5.0
@@ -73,7 +73,7 @@ def executor() -> dict[str, Any]:
         def loaded():
             return sorted({{name.partition(".")[0] for name in sys.modules}})
 
-        import pipelines.steps.bundle_loader
+        import pipelines.steps.models.bundle_loader
         bundle = loaded()
         for name in {EXECUTOR_MODULES}:
             importlib.import_module(f"pipelines.steps.{{name}}")
@@ -95,9 +95,9 @@ def test_a_bundle_needs_no_spark(executor: dict[str, Any]) -> None:
 
 
 def test_no_step_names_what_is_above_it() -> None:
-    steps = sorted((REPOSITORY / "pipelines/steps").glob("*.py"))
+    steps = sorted((REPOSITORY / "pipelines/steps").rglob("*.py"))
     assert len(steps) > len(EXECUTOR_MODULES)
-    found = {step.name: sorted(imported_by(step) & ABOVE_STEPS) for step in steps}
+    found = {str(step): sorted(imported_by(step) & ABOVE_STEPS) for step in steps}
     assert {name: above for name, above in found.items() if above} == {}
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from pipelines.steps.dnn_model import to_tensors
-from pipelines.steps.encoded_rows import Ragged, count_matrix
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.logistic_model import LogisticConfig, LogisticNet, TrainedLogistic, train_logistic
-from pipelines.steps.training_rows import TEST, TRAIN, TrainingRows
+from pipelines.steps.features.encoded_rows import Ragged, count_matrix
+from pipelines.steps.labels.training_rows import TEST, TRAIN, TrainingRows
+from pipelines.steps.models.dnn_model import to_tensors
+from pipelines.steps.models.logistic_model import LogisticConfig, LogisticNet, TrainedLogistic, train_logistic
 
 SIZES = {"apps": 6, "model": 4}
 

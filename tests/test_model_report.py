@@ -10,14 +10,14 @@ import safetensors.torch
 import torch
 from scipy.special import expit
 
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.champion_model import Promotion
-from pipelines.steps.encoded_rows import MISSING_ID, UNKNOWN_ID, Ragged
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, write_bundle
-from pipelines.steps.model_card import make_card
-from pipelines.steps.model_comparison import Difference, Interval, evaluate
-from pipelines.steps.model_report import (
+from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID, Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.metrics import Difference, Interval, evaluate
+from pipelines.steps.promotion.champion_model import Promotion
+from pipelines.steps.promotion.model_card import make_card
+from pipelines.steps.promotion.model_report import (
     Share,
     deliver,
     lift_by_decile,

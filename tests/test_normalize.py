@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.steps.config.values import NORMALIZER_NAMES
 from pipelines.steps.errors import ConfigError
-from pipelines.steps.normalize import MAX_TOKEN_CHARACTERS, NORMALIZERS, NULL_MARKERS, normalize_values
-from pipelines.steps.project_values import NORMALIZER_NAMES
+from pipelines.steps.features.normalize import (
+    MAX_TOKEN_CHARACTERS,
+    NORMALIZERS,
+    NULL_MARKERS,
+    normalize_values,
+)
 
 EACH = pytest.mark.parametrize("name", NORMALIZERS)
 

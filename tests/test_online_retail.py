@@ -16,8 +16,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.definitions import build_definitions
-from pipelines.steps.candidate_models import CANDIDATES, Measured
-from pipelines.steps.model_comparison import comparison_table
+from pipelines.steps.models.metrics import comparison_table
+from pipelines.steps.promotion.candidate_models import CANDIDATES, Measured
 from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark

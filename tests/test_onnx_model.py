@@ -23,14 +23,14 @@ from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, TrainedModel, write_bundle
-from pipelines.steps.onnx_export import export_onnx
-from pipelines.steps.onnx_model import InputForm, OnnxModel, OutputKind
-from pipelines.steps.predictions import score_devices
+from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, TrainedModel, write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.onnx_export import export_onnx
+from pipelines.steps.models.onnx_model import InputForm, OnnxModel, OutputKind
+from pipelines.steps.scoring.predictions import score_devices
 from tests.conftest import Frame
 
 VOCABULARY = Vocabulary(
@@ -450,7 +450,7 @@ def loaded_by(program: str, *arguments: str) -> set[str]:
 
 
 def test_bundles_load_no_onnxruntime_before_one_needs_it() -> None:
-    assert {"onnxruntime", "onnx"}.isdisjoint(loaded_by("import pipelines.steps.bundle_loader"))
+    assert {"onnxruntime", "onnx"}.isdisjoint(loaded_by("import pipelines.steps.models.bundle_loader"))
 
 
 def test_scoring_needs_no_package_but_onnxruntime(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_scoring_needs_no_package_but_onnxruntime(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from pipelines.steps.bundle_loader import load_bundle
+        from pipelines.steps.models.bundle_loader import load_bundle
         load_bundle(Path(sys.argv[1]))
         """,
         str(directory),

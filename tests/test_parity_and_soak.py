@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from benchmarks import parity, scoring_world, soak
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.dnn_model import AudienceNet, DnnConfig, Pooling, TrainedDnn
 from pipelines.steps.errors import DataError
-from pipelines.steps.model_bundle import write_bundle
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, Pooling, TrainedDnn
 
 ROWS = 1_500
 IDS = pa.table({"device_id": ["a", "b"], "day": pa.array([date(2025, 3, 10)] * 2)})

@@ -12,13 +12,13 @@ import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.steps.bundle_loader import load_bundle
-from pipelines.steps.calibration import Calibration
-from pipelines.steps.dnn_model import AudienceNet
 from pipelines.steps.errors import BundleError, DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import NO_MEMBERS, TORCH_WEIGHTS, BundleRef, bundle_version, write_bundle
-from pipelines.steps.predictions import (
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, BundleRef, bundle_version, write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.calibration import Calibration
+from pipelines.steps.models.dnn_model import AudienceNet
+from pipelines.steps.scoring.predictions import (
     MAX_PARITY_DIFFERENCE,
     compare_with_local,
     sample_scored,

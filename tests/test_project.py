@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.steps.config.audience import Label, RollingDays
+from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import ConfigError
-from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.project import Label, Project, RollingDays
-from pipelines.steps.project_files import load_project
+from pipelines.steps.events.event_columns import check_event_columns
 
 REPOSITORY = Path(__file__).parent.parent
 RETAIL_EVENTS = REPOSITORY.parent / "shared/data/online_retail/events.parquet"
@@ -781,8 +781,8 @@ def test_reading_needs_neither_spark_nor_torch(workplace: Workplace) -> None:
     program = """
 import sys
 from pathlib import Path
-from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.project_files import load_project
+from pipelines.steps.events.event_columns import check_event_columns
+from pipelines.steps.config.project import load_project
 check_event_columns(load_project(Path("audiences")))
 heavy = {"pyspark", "torch", "dagster", "great_expectations", "sklearn", "xgboost", "pandas"}
 print(",".join(sorted(heavy & {name.partition(".")[0] for name in sys.modules})))

@@ -19,7 +19,7 @@ from benchmarks.measure import missing_package
 from benchmarks.simulated_users import WORLD_FOLDER, attainable, write_users
 from benchmarks.training_peers import LIMIT, PEERS, Peer
 from pipelines.steps.errors import DataError
-from pipelines.steps.training_rows import TEST, TRAIN
+from pipelines.steps.labels.training_rows import TEST, TRAIN
 
 USERS = 900
 BRANDS = (None, "nokia", "pixel")

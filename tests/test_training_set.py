@@ -12,12 +12,12 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.as_of_days import label_days, matured_as_of_days
+from pipelines.steps.config.audience import Audience
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
-from pipelines.steps.training_set import (
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
+from pipelines.steps.labels.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
+from pipelines.steps.labels.training_set import (
     PromotionBlock,
     count_splits,
     encode_rows,

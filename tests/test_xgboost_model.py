@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import xgboost
 
-from pipelines.steps.encoded_rows import Ragged, count_matrix
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
-from pipelines.steps.xgboost_model import Trial, XGBoostConfig, train_xgboost, tune_xgboost
+from pipelines.steps.features.encoded_rows import Ragged, count_matrix
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.xgboost_model import Trial, XGBoostConfig, train_xgboost, tune_xgboost
 
 SIZES = {"apps": 6, "model": 4}
 SMALL = XGBoostConfig(max_rounds=60, patience=5, column_share=1.0)
