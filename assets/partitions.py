@@ -63,6 +63,16 @@ def checked_days(context: dg.AssetCheckExecutionContext) -> list[date]:
     return _days(context.partition_keys)
 
 
+def split_range(first: date, last: date) -> list[tuple[date, date]]:
+    """The ranges of days that as many runs take, each of no more than one may hold."""
+    ranges = []
+    while first <= last:
+        end = min(last, first + timedelta(days=MAX_PARTITIONS_PER_RUN - 1))
+        ranges.append((first, end))
+        first = end + timedelta(days=1)
+    return ranges
+
+
 def _days(keys: Sequence[str]) -> list[date]:
     if len(keys) > MAX_PARTITIONS_PER_RUN:
         raise ConfigError(

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from pyspark.sql import SparkSession
 
-from assets.partitions import keys_of
+from assets.partitions import keys_of, split_range
 from pipelines.demo_lock import lock_demo
 from pipelines.simulated_world.config import WorldConfig
 from pipelines.simulated_world.world import attainable_auc, rank_auc, simulate_world
@@ -158,9 +158,8 @@ def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
         for day in a.as_of_days
     }
     chain = _Chain(defs, instance)
-    chain.run(
-        "ingestion_job", f"events of {source.first_day} to {last_day}", first=source.first_day, last=last_day
-    )
+    for first, last in split_range(source.first_day, last_day):
+        chain.run("ingestion_job", f"events of {first} to {last}", first=first, last=last)
     for day in sorted(explicit):
         chain.run("features_job", f"features as of {day}", first=day, last=day)
     chain.run("training_job", "vocabulary, training set, three models, champion")

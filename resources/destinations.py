@@ -273,7 +273,7 @@ def _set_folder_aside(path: Path) -> None:
 
 
 def _require_inside(root: Path, place: Path, destination: FolderDestination) -> None:
-    if getattr(destination, "outside_data_dir", False):
+    if destination.outside_data_dir:
         return
     try:
         inside, resolved = root.resolve(), place.resolve()

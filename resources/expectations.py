@@ -13,7 +13,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pandas as pd
@@ -241,6 +241,8 @@ def _failing_days(
     """The days for which a check fails that fails for all of them together."""
     if len(subjects) == 1:
         return {subjects[0].day}
+    if isinstance(evidence, pd.DataFrame) and (named := _failing_rows(check, evidence)) is not None:
+        return set(evidence.loc[named, "day"].astype(str))
     middle = len(subjects) // 2
     bad: set[str | None] = set()
     for half in (subjects[:middle], subjects[middle:]):
@@ -250,13 +252,29 @@ def _failing_days(
     return bad
 
 
+def _failing_rows(check: Check, evidence: pd.DataFrame) -> list[Any] | None:
+    """The index of the rows that a check fails for; None where an expectation does not say."""
+    rows: list[Any] = []
+    for result in _validate([check], evidence, result_format="COMPLETE").values():
+        if not result.success:
+            named = result.result.get("unexpected_index_list")
+            if not named:
+                return None
+            rows += named
+    return rows
+
+
 def _rows_of(evidence: DataFrame | pd.DataFrame, days: Sequence[str]) -> DataFrame | pd.DataFrame:
     if isinstance(evidence, pd.DataFrame):
         return evidence[evidence["day"].astype(str).isin(days)]
     return evidence.where(F.col("day").isin([date.fromisoformat(day) for day in days]))
 
 
-def _validate(checks: Sequence[Check], evidence: DataFrame | pd.DataFrame) -> dict[str, Any]:
+def _validate(
+    checks: Sequence[Check],
+    evidence: DataFrame | pd.DataFrame,
+    result_format: Literal["SUMMARY", "COMPLETE"] = "SUMMARY",
+) -> dict[str, Any]:
     """Each distinct expectation's key and result; a suite holds equal expectations once."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
@@ -279,7 +297,7 @@ def _validate(checks: Sequence[Check], evidence: DataFrame | pd.DataFrame) -> di
     for expectation in {e.key: e for check in checks for e in check.expectations}.values():
         known = getattr(gxe, expectation.name)
         suite.add_expectation(known(**expectation.arguments, meta={"key": expectation.key}))
-    results: list[Any] = list(batch.validate(suite, result_format="SUMMARY").results)
+    results: list[Any] = list(batch.validate(suite, result_format=result_format).results)
     return {result.expectation_config.meta["key"]: result for result in results}
 
 

@@ -364,7 +364,7 @@ def test_after_a_rollback_a_day_keeps_the_threshold_of_the_model_that_scored_it(
             "predictions",
             by=["audience", "day"],
             keys=[key],
-            properties={"bundles": {"buyers": scored_by.version}},
+            properties={"bundle": scored_by.version},
         )
         spark = Spark(master="local[2]", shuffle_partitions=2)
         asset = segments.build(project.audiences[0], daily(project.fields.events))[0]

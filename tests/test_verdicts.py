@@ -11,7 +11,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from assets.partitions import checked_days, days_of, keys_of
+from assets.partitions import checked_days, days_of, keys_of, split_range
 from resources.expectations import VERSION, Check, Subject, check_specs, evaluate, expect, report
 from resources.verdicts import FAILED, NEVER, PAGE, PASSED, Verdicts
 
@@ -148,6 +148,14 @@ def test_a_check_alone_and_for_no_day_is_refused(instance: dg.DagsterInstance) -
     assert not result.success
     assert "a check of a daily asset was launched for no day" in causes(result)
     assert "remedy:   launch it with a partition" in causes(result)
+
+
+def test_a_longer_range_is_split_into_runs_that_may_be() -> None:
+    assert split_range(FIRST, FIRST) == [(FIRST, FIRST)]
+    assert split_range(FIRST, date(2026, 1, 9)) == [
+        (FIRST, date(2026, 1, 1)),
+        (date(2026, 1, 2), date(2026, 1, 9)),
+    ]
 
 
 def test_a_run_over_more_days_than_one_may_hold_is_refused(instance: dg.DagsterInstance) -> None:
