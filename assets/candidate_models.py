@@ -31,9 +31,10 @@ from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
 from pipelines.steps.promotion.model_report import report_model
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
-from resources.lake import Lake, Partition
+from resources.lake import Lake
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
+from resources.snapshots import Partition
 from resources.spark import Spark
 
 Rows = TrainingRows | TrainingFiles

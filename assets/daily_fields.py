@@ -10,7 +10,8 @@ from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, event_settings
 from pipelines.steps.features.daily_fields import aggregate_days, event_columns
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, Partition, materialized
+from resources.lake import Lake, materialized
+from resources.snapshots import Partition
 from resources.spark import Spark
 
 KEY = dg.AssetKey("daily_fields")

@@ -18,8 +18,9 @@ from pipelines.steps.errors import DataError
 from pipelines.steps.targeting.deliveries import count_rows, sha256
 from resources.destinations import Delivery, Destinations
 from resources.expectations import Check, check_specs, evaluate, expect, report, subjects_of, verdict
-from resources.lake import Lake, Partition, day_of
+from resources.lake import Lake
 from resources.model_store import ModelStore
+from resources.snapshots import Partition, day_of
 from resources.verdicts import PASSED, Link, Verdicts, require_passed, trace
 
 CHECKS = [

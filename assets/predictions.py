@@ -35,9 +35,10 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, Snapshot, materialized
+from resources.lake import Lake, materialized
 from resources.model_log import CHAMPION, ModelRecord
 from resources.model_store import ModelStore
+from resources.snapshots import Snapshot
 from resources.spark import Spark
 
 PARITY_DEVICES = 2_000

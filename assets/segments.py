@@ -24,8 +24,9 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, Snapshot, materialized
+from resources.lake import Lake, materialized
 from resources.model_store import ModelStore
+from resources.snapshots import Snapshot
 from resources.spark import Spark
 
 ROW_CHECKS = [

@@ -21,7 +21,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from resources.lake import Snapshot, day_of
+from resources.snapshots import Snapshot, day_of
 
 SAMPLE = 5
 """Offending values shown with a failed check."""

@@ -21,9 +21,10 @@ from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabul
 from pipelines.steps.labels.training_rows import PROMOTION, VALIDATION
 from pipelines.steps.promotion.candidate_models import CANDIDATES
 from resources.destinations import Delivery, Destinations, Published
-from resources.lake import Lake, Partition
+from resources.lake import Lake
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
+from resources.snapshots import Partition
 from tests.small_project import (
     AUDIENCES,
     SCORED_DAY,

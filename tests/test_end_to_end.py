@@ -31,7 +31,8 @@ from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
 from pipelines.steps.promotion.candidate_models import BLEND, CANDIDATES, bundle_candidate
-from resources.lake import Lake, Snapshot
+from resources.lake import Lake
+from resources.snapshots import Snapshot
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
