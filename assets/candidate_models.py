@@ -19,6 +19,7 @@ from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
 from pipelines.steps.models.bundle import Scorer, TrainedModel
 from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.metrics import Difference, Metrics, Threshold
 from pipelines.steps.promotion.candidate_models import (
     BLEND,
@@ -78,15 +79,27 @@ CANDIDATE_CHECKS = [
 ]
 
 
-class DnnTraining(dg.Config):
-    """Settings of the network that a run may change."""
+NETWORK = DnnConfig()
+"""The settings of a run that changes none."""
 
-    embedding_dim: int = Field(default=16, ge=1, le=1024, description="Width of every field's embedding.")
-    hidden: list[int] = Field(default=[128, 64], description="Width of each hidden layer.")
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="Share of hidden activations dropped.")
-    members: int = Field(default=3, ge=1, le=16, description="Networks whose logits are averaged.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="AdamW's step.")
-    batch_rows: int | None = Field(default=None, ge=1, description="Rows per step; by the rows if unset.")
+
+class DnnTraining(dg.Config):
+    """Settings of the network that a run may change; what each does, `DnnConfig` says."""
+
+    embedding_dim: int = Field(
+        default=NETWORK.embedding_dim, ge=1, le=1024, description="Width of every field's embedding."
+    )
+    hidden: list[int] = Field(default=list(NETWORK.hidden), description="Width of each hidden layer.")
+    dropout: float = Field(
+        default=NETWORK.dropout, ge=0, lt=1, description="Share of hidden activations dropped."
+    )
+    members: int = Field(
+        default=NETWORK.members, ge=1, le=16, description="Networks whose logits are averaged."
+    )
+    learning_rate: float = Field(default=NETWORK.learning_rate, gt=0, description="AdamW's step.")
+    batch_rows: int | None = Field(
+        default=NETWORK.batch_rows, ge=1, description="Rows per step; by the rows if unset."
+    )
     processes: int = Field(default=1, ge=1, description="Processes that train together, started by Spark.")
     stream_above: int = Field(
         default=5_000_000,
@@ -114,7 +127,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         A run that was killed goes on from its last epoch when it is run again.
         """
         from pipelines.steps.models.distributed_training import train_dnn_distributed
-        from pipelines.steps.models.dnn_model import DnnConfig, TrainedDnn  # torch takes seconds to import
+        from pipelines.steps.models.dnn_model import TrainedDnn
         from pipelines.steps.models.dnn_training import train_dnn
 
         named = config.model_dump(exclude={"processes", "stream_above", "hidden"})

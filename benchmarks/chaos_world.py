@@ -231,7 +231,8 @@ def _feature_tokens(rows: int, seed: int) -> pa.Table:
 def _write_bundle(directory: Path, seed: str) -> Path:
     import torch
 
-    from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, TrainedDnn
+    from pipelines.steps.models.dnn_config import DnnConfig
+    from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 
     vocabulary = Vocabulary(
         tuple(

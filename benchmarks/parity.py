@@ -36,7 +36,8 @@ from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import write_bundle
-from pipelines.steps.models.dnn_model import DnnConfig, Pooling, TrainedDnn
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling
+from pipelines.steps.models.dnn_model import TrainedDnn
 from pipelines.steps.models.dnn_training import train_dnn
 from pipelines.steps.row_groups import ROWS_PER_TASK
 from pipelines.steps.scoring.predictions import score_devices, score_files

@@ -24,7 +24,7 @@ from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import TrainedModel
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.dnn_model import DnnConfig
+from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_training import train_dnn
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.models.metrics import compare_auc, evaluate

@@ -176,7 +176,8 @@ def _write_bundle(directory: Path, seed: int) -> None:
     import torch
 
     from pipelines.steps.models.bundle import write_bundle
-    from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, TrainedDnn
+    from pipelines.steps.models.dnn_config import DnnConfig
+    from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 
     words = vocabulary()
     config = DnnConfig.published(embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, seed=seed)

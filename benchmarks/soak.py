@@ -32,7 +32,8 @@ from pipelines.steps.errors import DataError
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import TrainedModel, write_bundle
-from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, TrainedDnn
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
 from pipelines.steps.scoring import worker_daemon
 from pipelines.steps.scoring.predictions import score_devices, score_files

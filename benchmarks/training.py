@@ -36,7 +36,6 @@ from pipelines.steps.models.dnn_model import torch_threads
 
 GOALS = {
     "plain_loop": (">=", 10.0),
-    "pytorch_widedeep": (">=", 5.0),
     "deepctr_torch": (">=", 5.0),
     "limit": (">=", 0.85),
 }
@@ -46,7 +45,6 @@ VALIDATION_EVERY = 50
 POSITIVE_SHARE = 0.1
 TOLERANCE = 1e-4
 """Of logits: each sums its embeddings in another order."""
-NOT_TOGETHER = {"pytorch_widedeep": "it needs numpy below 2, and so cannot be installed beside this project"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with torch_threads(1):
         for name in chosen.peers:
             peer = LIMIT if name == "limit" else PEERS[name]
-            if reason := NOT_TOGETHER.get(name) or missing_package(peer.module):
+            if reason := missing_package(peer.module):
                 report.results[name] = {"missing": reason}
                 continue
             print(f"{name} …", flush=True)

@@ -27,7 +27,8 @@ from pipelines.steps.models.bundle import (
     write_bundle,
 )
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.dnn_model import DnnConfig, TrainedDnn
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_model import TrainedDnn
 from pipelines.steps.models.dnn_training import train_dnn
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost

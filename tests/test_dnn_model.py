@@ -19,16 +19,15 @@ from pipelines.steps.labels.training_rows import (
     TEST,
     TRAIN,
     VALIDATION,
+    TrainingFiles,
     TrainingRows,
     check_trainable,
-    read_training_rows,
 )
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling
 from pipelines.steps.models.dnn_model import (
     AudienceNet,
-    DnnConfig,
     Dropout,
     EpochReport,
-    Pooling,
     TrainedDnn,
     as_tensors,
     ensemble_of,
@@ -417,7 +416,7 @@ def test_reading_joins_files_and_row_groups(tmp_path: Path) -> None:
         write_rows(tmp_path / "1.parquet", columns_of([0, 1, 0], [[2], [3, 4], [0]])),
         write_rows(tmp_path / "2.parquet", columns_of([1], [[5, 6, 7]])),
     ]
-    rows = read_training_rows(paths, ["apps"])
+    rows = TrainingFiles(paths, ["apps"]).read()
     assert rows.labels.tolist() == [0, 1, 0, 1]
     assert [str(rows.labels.dtype), str(rows.split.dtype)] == ["float32", "int8"]
     assert rows.bags["apps"].values.tolist() == [2, 3, 4, 0, 5, 6, 7]
@@ -427,18 +426,18 @@ def test_reading_joins_files_and_row_groups(tmp_path: Path) -> None:
 def test_reading_refuses_what_is_missing(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "1.parquet", columns_of([0], [[2]]))
     with pytest.raises(DataError, match="no files"):
-        read_training_rows([], ["apps"])
+        TrainingFiles([], ["apps"]).read()
     with pytest.raises(DataError, match=r"2\.parquet cannot be read"):
-        read_training_rows([tmp_path / "2.parquet"], ["apps"])
+        TrainingFiles([tmp_path / "2.parquet"], ["apps"]).read()
     with pytest.raises(DataError, match=r"(?s)other columns than expected.*'model': 'list<int32>'"):
-        read_training_rows([path], list(SIZES))
+        TrainingFiles([path], list(SIZES)).read()
 
 
 def test_reading_refuses_nulls(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'label' of training set file .* holds nulls"):
-        read_training_rows([write_rows(tmp_path / "1.parquet", columns_of([None], [[2]]))], ["apps"])
+        TrainingFiles([write_rows(tmp_path / "1.parquet", columns_of([None], [[2]]))], ["apps"]).read()
     with pytest.raises(DataError, match="null lists"):
-        read_training_rows([write_rows(tmp_path / "2.parquet", columns_of([1], [None]))], ["apps"])
+        TrainingFiles([write_rows(tmp_path / "2.parquet", columns_of([1], [None]))], ["apps"]).read()
 
 
 def test_reading_rows_loads_no_framework() -> None:

@@ -24,8 +24,8 @@ from pipelines.steps.labels.training_rows import (
     TEST,
     TRAIN,
     VALIDATION,
+    TrainingFiles,
     TrainingRows,
-    read_training_rows,
 )
 from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
@@ -263,7 +263,7 @@ def training_rows(project: SmallProject) -> tuple[TrainingRows, Vocabulary]:
     partition = project.lake.partition("training_set", "car_buyers")
     vocabulary = project.models.vocabulary(partition.properties["vocabulary_hash"])
     files = project.lake.files("training_set", ["car_buyers"])
-    return read_training_rows(files, list(vocabulary.sizes)), vocabulary
+    return TrainingFiles(files, list(vocabulary.sizes)).read(), vocabulary
 
 
 def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ from pipelines.steps.models.bundle import (
     write_bundle,
 )
 from pipelines.steps.models.bundle_loader import ENGINES, load_bundle
-from pipelines.steps.models.dnn_model import AudienceNet, Pooling
+from pipelines.steps.models.dnn_config import Pooling
+from pipelines.steps.models.dnn_model import AudienceNet
 from pipelines.steps.models.logistic_model import LogisticNet
 from pipelines.steps.models.onnx_export import export_onnx
 from pipelines.steps.models.onnx_model import ONNX_ARCHITECTURES, InputForm, OnnxModel

@@ -26,7 +26,8 @@ from tests.small_project import day_keys, failures, run, run_days, verdicts
 
 ROOT = Path(__file__).parent.parent
 EVENTS = Path(
-    os.environ.get("RETAIL_EVENTS") or ROOT / "../shared/data/online_retail/events.parquet"
+    os.environ.get("RETAIL_EVENTS")
+    or Path(os.environ.get("SAMPLE_DATA", "")) / "online_retail/events.parquet"
 ).resolve()
 EXAMPLE = ROOT / "examples" / "online_retail"
 
@@ -41,7 +42,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not EVENTS.is_file(),
-        reason=f"UCI Online Retail is not at {EVENTS}: set RETAIL_EVENTS to the path of its events.parquet",
+        reason=f"UCI Online Retail is not at {EVENTS}: SAMPLE_DATA has to hold online_retail/events.parquet",
     ),
 ]
 

@@ -17,7 +17,8 @@ from benchmarks import parity, scoring_world, soak
 from pipelines.steps.errors import DataError
 from pipelines.steps.models.bundle import write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.dnn_model import AudienceNet, DnnConfig, Pooling, TrainedDnn
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling
+from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 
 ROWS = 1_500
 IDS = pa.table({"device_id": ["a", "b"], "day": pa.array([date(2025, 3, 10)] * 2)})

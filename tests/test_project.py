@@ -20,7 +20,7 @@ from pipelines.steps.errors import ConfigError
 from pipelines.steps.events.event_columns import check_event_columns
 
 REPOSITORY = Path(__file__).parent.parent
-RETAIL_EVENTS = REPOSITORY.parent / "shared/data/online_retail/events.parquet"
+RETAIL_EVENTS = Path(os.environ.get("SAMPLE_DATA", "")) / "online_retail/events.parquet"
 
 FIELDS = """\
 events:
@@ -213,9 +213,11 @@ def test_the_projects_own_files_are_right(directory: str, monkeypatch: pytest.Mo
     assert len(project.audiences) == 1
 
 
-@pytest.mark.skipif(not RETAIL_EVENTS.exists(), reason="the retail events are not on this machine")
+@pytest.mark.skipif(
+    not RETAIL_EVENTS.exists(), reason="SAMPLE_DATA names no folder with online_retail/events.parquet"
+)
 def test_the_retail_example_fits_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETAIL_EVENTS", str(RETAIL_EVENTS))
+    monkeypatch.setenv("RETAIL_EVENTS", str(RETAIL_EVENTS.absolute()))
 
     check_event_columns(load_project(REPOSITORY / "examples/online_retail"))
 

@@ -178,13 +178,6 @@ class TrainingFiles:
         )
 
 
-def read_training_rows(
-    paths: Sequence[Path], fields: Sequence[str], splits: Collection[int] | None = None
-) -> TrainingRows:
-    """All rows of `TrainingFiles`, or those of some splits, in memory; errors as there."""
-    return TrainingFiles(paths, fields).read(splits)
-
-
 def check_trainable(rows: TrainingRows, splits: Sequence[int] = (TRAIN, VALIDATION, TEST)) -> None:
     """Refuses rows that no model could be trained or measured on.
 

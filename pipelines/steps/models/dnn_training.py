@@ -27,9 +27,9 @@ from pipelines.steps.labels.training_rows import (
     check_vocabulary,
 )
 from pipelines.steps.models.dnn_checkpoint import Checkpoint, State
+from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import (
     AudienceNet,
-    DnnConfig,
     EpochReport,
     TrainedDnn,
     as_tensors,
