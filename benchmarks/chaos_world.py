@@ -243,7 +243,7 @@ def _write_bundle(directory: Path, seed: str) -> Path:
     config = DnnConfig.published(embedding_dim=32, hidden=HIDDEN)
     torch.manual_seed(Random(seed).getrandbits(63))
     network = AudienceNet(
-        list(vocabulary.sizes.values()), embedding_dim=32, hidden=HIDDEN, embedding_init_sd=1.0
+        list(vocabulary.sizes.values()), embedding_dim=32, hidden=HIDDEN, embedding_init_std=1.0
     )
     model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
     write_bundle(directory, model, vocabulary, training_days=[str(DAY)], code_version="benchmark", metrics={})

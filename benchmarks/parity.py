@@ -52,15 +52,15 @@ OTHER_BATCH_ROWS = 65_536
 MISSING, UNKNOWN, RESERVED = 0, 1, 2
 """Ids of an empty bag and of an unknown token, and how many ids come before the first token's."""
 TRAINING_ROWS = 24_000
-"""At most; fewer where fewer are scored."""
+"""The most rows; fewer where fewer are scored."""
 EPOCHS = 2
 ODD_SHARE = 0.05
-"""Of the bags of each field, for each way of being odd."""
+"""Share of the bags of each field, for each way of being odd."""
 
 
 @dataclass(frozen=True)
 class Net:
-    """How a network is built; a `narrow` one knows fewer fields, fewer tokens and shorter bags."""
+    """The shape of a network; a `narrow` one knows fewer fields, fewer tokens and shorter bags."""
 
     embedding_dim: int
     hidden: tuple[int, ...]
@@ -148,7 +148,7 @@ def all_runs(task_counts: Sequence[int]) -> list[Run]:
 
 @dataclass(frozen=True)
 class World:
-    """Where everything lies: the rows in every layout, and the bundles.
+    """The folders of the rows, in every layout, and of the bundles.
 
     Attributes:
         home: The folder.
@@ -619,7 +619,7 @@ def content_hash(ids: pa.Table, scores: Scores) -> str:
 
 
 def differences(some: Scores, others: Scores) -> Differences:
-    """How far the scores lie apart, over all audiences.
+    """The largest distance of the scores, over all audiences.
 
     Raises:
         DataError: A probability is not a number, which no difference could tell.

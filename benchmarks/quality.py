@@ -1,4 +1,4 @@
-"""How well each model ranks the users of a data set: `python -m benchmarks.quality --data DIR`.
+"""Measures how well each model ranks the users of a data set: `python -m benchmarks.quality --data DIR`.
 
 DIR holds `users.parquet`: `id` (string), `label` (0 or 1) and features, each a string or a list of strings.
 Each seed splits the users anew (60/20/20 by a hash of the id), fits the vocabulary on the training users, and

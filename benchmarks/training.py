@@ -1,4 +1,4 @@
-"""How many rows a core trains on in a second: ours beside a plain loop, libraries, and the limit.
+"""Measures the rows that a core trains on in a second: ours beside a plain loop, libraries, and the limit.
 
     python -m benchmarks.training [--rows N] [--rounds R] [--peers a,b] [--streamed N,M] [--json FILE]
 
@@ -40,11 +40,11 @@ GOALS = {
     "limit": (">=", 0.85),
 }
 SAMPLE_SHARE = 0.05
-"""Of the rows, for peers too slow for all."""
+"""Share of the rows, for peers too slow for all."""
 VALIDATION_EVERY = 50
 POSITIVE_SHARE = 0.1
 TOLERANCE = 1e-4
-"""Of logits: each sums its embeddings in another order."""
+"""Largest difference of logits: each sums its embeddings in another order."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,7 +104,7 @@ sizes = vocabulary().sizes
 config = DnnConfig(embedding_dim=4, hidden=(8,), members=1, max_epochs=1, device="cpu")
 train_dnn(TrainingFiles([Path(path) for path in sys.argv[1:]], list(sizes)), sizes, config, print)
 """
-"""With a small network: what is measured is the feeding."""
+"""A program with a small network: what is measured is the feeding."""
 FILE_ROWS = 250_000
 
 

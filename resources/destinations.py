@@ -1,4 +1,4 @@
-"""Where segments are delivered. Each destination stages, checks, then publishes; twice sends nothing new.
+"""The places that segments go to. Each stages, checks, then publishes; twice sends nothing new.
 
 A place, `<folder>/<audience>/<segment>/<day>/`, holds one file of devices and the manifest that names it.
 Nothing found there is believed: the manifest is parsed strictly, the file hashed again, and what is damaged

@@ -348,7 +348,7 @@ def _is_about_ids(result: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; what JSON lacks, as text."""
+    """The value as JSON has it; what JSON lacks, as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

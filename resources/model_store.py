@@ -99,7 +99,7 @@ class ModelStore(ModelLog):
         return read_manifest(self.bundle_ref(record).path)
 
     def bundle_ref(self, record: ModelRecord) -> BundleRef:
-        """Where a version is; who loads it verifies it.
+        """The place of a version; who loads it verifies it.
 
         Raises:
             BundleError: It is not there.
@@ -145,7 +145,7 @@ class ModelStore(ModelLog):
         return home
 
     def checkpoint(self, audience: str, model: str) -> Path:
-        """Where a training keeps what it has reached, until it ends; what killed ones left half goes."""
+        """A training's file for what it has reached, until it ends; what killed ones left half goes."""
         checkpoint = self._home() / "checkpoints" / audience / f"{model}.pt"
         remove_abandoned_drafts(checkpoint.parent)
         return checkpoint
@@ -317,7 +317,7 @@ class ModelStore(ModelLog):
         return replace(record, model=CHAMPION, properties=champion)
 
     def _require_serviceable(self, record: ModelRecord, by_precision: Collection[str]) -> None:
-        """It loads; and a champion has the thresholds that its audience's segments are cut at."""
+        """Requires that it loads, and that a champion has the thresholds of its audience's segments."""
         self._load(record)
         if record.model != CHAMPION:
             return

@@ -89,7 +89,7 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @classmethod
     def from_environment(cls, **settings: Any) -> "Spark":
-        """As SPARK_MASTER, SPARK_REMOTE and SPARK_CONF say.
+        """The Spark that SPARK_MASTER, SPARK_REMOTE and SPARK_CONF ask for.
 
         Args:
             settings: Other fields of this class.

@@ -65,7 +65,7 @@ def models() -> dict[str, TrainedModel]:
     sizes = VOCABULARY.sizes
     return {
         "dnn": train_dnn(rows, sizes, DnnConfig(max_epochs=3, learning_rate=1e-2), lambda report: None),
-        "xgboost": train_xgboost(rows, sizes, XGBoostConfig(max_rounds=20)),
+        "xgboost": train_xgboost(rows, sizes, XGBoostConfig(num_boost_round=20)),
         "logistic": train_logistic(rows, sizes, LogisticConfig()),
     }
 

@@ -131,7 +131,7 @@ def unknown_token_id(frame: DataFrame) -> DataFrame:
 
 
 def scores_shifted(frame: DataFrame) -> DataFrame:
-    """By less than any plot would show, and a hundred times more than scoring may differ."""
+    """Shifts scores by less than any plot would show, and a hundred times more than scoring may differ."""
     up = F.col("probability") < 0.5
     shifted = F.col("probability") + F.when(up, 1e-4).otherwise(-1e-4)
     return frame.withColumn("probability", shifted.cast("float"))

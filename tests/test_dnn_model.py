@@ -65,7 +65,7 @@ def simulated_rows(rows: int = 600, seed: int = 0) -> TrainingRows:
 def seeded_net(**options: object) -> AudienceNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = AudienceNet([5, 4], embedding_dim=3, hidden=(4,), embedding_init_sd=1.0, **options)  # type: ignore[arg-type]
+        net = AudienceNet([5, 4], embedding_dim=3, hidden=(4,), embedding_init_std=1.0, **options)  # type: ignore[arg-type]
     return net.eval()
 
 
@@ -113,9 +113,9 @@ def test_pooling_by_the_root_of_n_lets_long_lists_weigh_more() -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
 def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling) -> None:
-    """It has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
+    """The sum has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
     torch.manual_seed(0)
-    network = AudienceNet([6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_sd=1.0)
+    network = AudienceNet([6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_std=1.0)
     bags = as_tensors(Ragged.from_lists([[1, 1, 2], [5], [0], [6, 7, 7, 10], [8], [6, 6]]), "cpu")
     found = {}
     for mode in (True, False):
@@ -195,7 +195,7 @@ def test_one_batch_can_be_overfitted() -> None:
         dropout=0.0,
         embedding_dropout=0.0,
         token_dropout=0.0,
-        averaging=0.0,
+        ema_decay=0.0,
         learning_rate=0.03,
         max_epochs=200,
         patience=200,

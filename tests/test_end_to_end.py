@@ -272,7 +272,7 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     # As a champion from before devices were kept for promotion: trained on them, it ranks them best.
     split = np.choose(rows.split, [VALIDATION, TEST, TEST, TRAIN]).astype(np.int8)
     config = XGBoostConfig(
-        max_rounds=100, patience=100, min_child_weight=0.1, column_share=1.0, row_share=1.0
+        num_boost_round=100, patience=100, min_child_weight=0.1, colsample_bytree=1.0, subsample=1.0
     )
     seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config)
     served = models.current("car_buyers", "champion").properties

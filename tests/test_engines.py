@@ -128,7 +128,7 @@ def in_double(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 @cache
 def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
-    """With more than one member, the token counts are inputs, too."""
+    """A network whose token counts are inputs, too, where it has more than one member."""
     torch.manual_seed(1)
     parameters: dict[str, Any] = {
         "embedding_dim": 32,
@@ -137,7 +137,7 @@ def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
         "members": members,
         "token_counts": members > 1,
     }
-    network = AudienceNet(list(SIZES.values()), embedding_init_sd=5.0, **parameters)
+    network = AudienceNet(list(SIZES.values()), embedding_init_std=5.0, **parameters)
     model = Network({"name": "audience_net", **parameters}, network.state_dict())
     weights = in_double(model.state)
     tables = np.split(weights["embeddings"], np.cumsum(list(SIZES.values()))[:-1])

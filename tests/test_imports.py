@@ -158,7 +158,7 @@ def test_packages_hold_a_docstring_only() -> None:
 
 
 def place(path: Path) -> int:
-    """Where a folder stands in the data flow; a module beside the folders is open to all of them."""
+    """The place of a folder in the data flow; a module beside the folders is open to all of them."""
     return FOLDERS.index(path.name) if path.name in FOLDERS else -1
 
 

@@ -68,7 +68,7 @@ def test_training_twice_gives_equal_weights() -> None:
 
 def test_no_c_to_try_is_refused() -> None:
     with pytest.raises(TrainingError, match="no C to try"):
-        train_logistic(simulated_rows(), SIZES, LogisticConfig(inverse_regularization=()))
+        train_logistic(simulated_rows(), SIZES, LogisticConfig(C=()))
 
 
 def test_untrainable_rows_are_refused() -> None:

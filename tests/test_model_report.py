@@ -19,7 +19,7 @@ from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import make_card
 from pipelines.steps.promotion.model_report import (
     Share,
-    deliver,
+    at_threshold,
     lift_by_decile,
     report_model,
     slice_rows,
@@ -30,7 +30,7 @@ VOCABULARY = Vocabulary(
     (FieldVocabulary("apps", 5, ("a", "b", "c|d`e")), FieldVocabulary("brand", 1, ("nokia", "pixel")))
 )
 WEIGHTS = [0.5, 0.1, 2.0, -1.0, 0.25, 0.0, 0.0, 1.5, -0.5]
-"""Of apps' missing, unknown, a, b, c; of brand's missing, unknown, nokia, pixel."""
+"""Weights of apps' missing, unknown, a, b, c; then of brand's missing, unknown, nokia, pixel."""
 ROWS = 2_000
 
 
@@ -84,7 +84,7 @@ def test_a_share_of_nothing_may_be_anything() -> None:
 
 def test_a_cut_delivers_what_is_counted() -> None:
     labels = np.array([1, 0, 1, 1, 0], dtype=np.float32)
-    found = deliver(labels, np.array([0.9, 0.8, 0.7, 0.2, 0.1], dtype=np.float32), 0.5)
+    found = at_threshold(labels, np.array([0.9, 0.8, 0.7, 0.2, 0.1], dtype=np.float32), 0.5)
     assert found.rows == 3
     assert found.precision.value == pytest.approx(2 / 3)
     assert found.recall.value == pytest.approx(2 / 3)

@@ -119,7 +119,7 @@ def test_every_run_succeeds(retail: Retail) -> None:
 
 
 def test_checks_pass_but_the_warnings_of_odd_days(retail: Retail) -> None:
-    """On some days most rows have no customer, on Saturdays there is none: a warning, no reason to stop."""
+    """A day whose rows mostly have no customer, a Saturday with none: a warning, no reason to stop."""
     rejected_shares = 1 - retail.log.groupby("day")["kept"].mean()
     assert rejected_shares.max() > 0.5 >= rejected_shares[SCORED_DAY]
 

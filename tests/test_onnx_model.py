@@ -334,7 +334,7 @@ def test_a_classifier_that_answers_in_dictionaries_is_refused() -> None:
 
 
 def test_an_answer_that_is_no_probability_for_some_rows_is_refused_then(tmp_path: Path) -> None:
-    """Of the rows of app 3 only, which none of the rows that a graph is tried with holds."""
+    """Answers the rows of app 3 alone so, which none of the rows that a graph is tried with holds."""
     weights = literal("weights", (np.arange(COLUMNS) == 3).astype(np.float32).reshape(COLUMNS, 1) * 2)
     content = graph(
         f"faulty (float[rows, {COLUMNS}] counts) => (float[rows, 1] score) <{weights}>"
@@ -422,7 +422,7 @@ def logistic(tmp_path: Path) -> Path:
 
 
 def test_sums_are_right_with_several_threads(logistic: Path, tmp_path: Path) -> None:
-    """Where onnxruntime adds up in parallel, it loses terms; a row of many tokens shows it."""
+    """A row of many tokens shows that onnxruntime loses terms where it adds up in parallel."""
     directory = write(tmp_path / "onnx", export_onnx(logistic), LONG)
     rows = {"apps": Ragged.from_lists([np.full(300_000, 2, dtype=np.int32).tolist()])}
     scorer = load_bundle(directory, threads=2)

@@ -56,7 +56,7 @@ def test_eager_pytorch_gives_the_bits_of_the_bundle(
     vocabulary = parity.vocabulary_of(net)
     torch.manual_seed(0)
     network = AudienceNet(
-        list(vocabulary.sizes.values()), embedding_dim=4, hidden=(8,), pooling=pooling, embedding_init_sd=1.0
+        list(vocabulary.sizes.values()), embedding_dim=4, hidden=(8,), pooling=pooling, embedding_init_std=1.0
     )
     config = DnnConfig.published(embedding_dim=4, hidden=(8,), pooling=pooling)
     model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())

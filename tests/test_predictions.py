@@ -49,7 +49,7 @@ class Network:
         torch.manual_seed(seed)
         parameters = {"embedding_dim": 4, "hidden": [8]}
         network = AudienceNet(
-            list(vocabulary.sizes.values()), embedding_dim=4, hidden=[8], embedding_init_sd=1.0
+            list(vocabulary.sizes.values()), embedding_dim=4, hidden=[8], embedding_init_std=1.0
         )
         self.architecture: dict[str, object] = {"name": "audience_net", **parameters}
         self._state = network.state_dict()

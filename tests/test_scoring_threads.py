@@ -1,4 +1,4 @@
-"""As many threads as a task has CPUs, in every library that scores."""
+"""Every library that scores uses as many threads as a task has CPUs."""
 
 import json
 import subprocess

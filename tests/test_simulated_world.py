@@ -28,9 +28,9 @@ TINY = WorldConfig(devices=100, days=5, events=2_000, first_day=date(2025, 2, 26
 SMALL = WorldConfig(devices=1_500, days=60, events=60_000, seed=11)
 WINDOW_DAYS = 30
 SINGLE_TOKEN_AUC_BOUND = 0.70
-"""At 20,000 devices the best token reaches 0.66; here chance has its part too."""
+"""The best token reaches 0.66 at 20,000 devices; here chance has its part too."""
 STANDARD_ERRORS = 4
-"""How far a share may stray from its constant: a fixed seed, so this never flickers."""
+"""Errors that a share may stray from its constant: a fixed seed, so this never flickers."""
 
 
 def read_events(root: Path) -> pd.DataFrame:

@@ -113,7 +113,7 @@ def test_label_days_are_the_days_after() -> None:
 
 
 def known_days(count: int) -> list[date]:
-    """As many days, the last of them DAY."""
+    """So many days, the last of them DAY."""
     return [days_after(1 - count + place) for place in range(count)]
 
 

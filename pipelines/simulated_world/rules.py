@@ -24,10 +24,10 @@ MISSING_ID_SHARE = 0.005
 ZERO_ID_SHARE = 0.005
 UPPER_CASE_ID_SHARE = 0.02
 MISSING_VALUE_SHARE = 0.01
-"""Of each of device_name, device_model, app_package and (on ad events) campaign."""
+"""Share of each of device_name, device_model, app_package and (on ad events) campaign."""
 EMULATOR_SHARE = 0.01
 SPELLING_SHARES = (0.55, 0.12, 0.10, 0.10, 0.08, 0.05)
-"""Of the spellings that `_name_spellings` and `_model_spellings` list, in their order."""
+"""Shares of the spellings that `files` lists for a name and a model, in their order."""
 
 ZERO_ID = "00000000-0000-0000-0000-000000000000"
 MISSING_SPELLINGS = ("unknown", "(null)", "null", "", "N/A")
@@ -41,7 +41,7 @@ EMULATORS = (
 EVENT_NAMES = ("app_open", "ad_impression", "ad_click", "purchase")
 APP_OPEN, AD_IMPRESSION, AD_CLICK, PURCHASE = range(4)
 EVENT_SHARES = (0.60, 0.32, 0.06, 0.02)
-"""Of a device's events, car purchases aside: the same for every device."""
+"""Shares of a device's events, car purchases aside: the same for every device."""
 CAR = "car"
 INTERESTS: tuple[str, ...] = ("auto", "finance", "family", "travel", "home", "sports")
 INTERESTS += ("news", "gaming", "music", "fashion", "food", "health")
@@ -50,7 +50,7 @@ OTHER_PRODUCTS += ("book", "game", "headphones", "fashion", "groceries", "cosmet
 """Bought by whom has the interest of the same position (whom cars interest buys phones: no leak)."""
 
 SETTLED_SHARE = 0.45
-"""Of devices: an owner is either starting out or settled, which tilts interests and price tier."""
+"""Share of devices: an owner is either starting out or settled, which tilts interests and price tier."""
 INTEREST_SHARES = (
     (0.10, 0.05, 0.04, 0.10, 0.05, 0.20, 0.10, 0.50, 0.44, 0.42, 0.25, 0.15),  # starting out
     (0.45, 0.45, 0.45, 0.30, 0.40, 0.20, 0.30, 0.04, 0.06, 0.07, 0.12, 0.20),  # settled
@@ -63,30 +63,30 @@ WEAKEST_STRENGTH = 0.85
 FAINT_INTEREST = 0.006
 """Weight of every interest a device does not have, against WEAKEST_STRENGTH or more of one it has."""
 ACTIVITY_SIGMA = 0.55
-"""Of the log-normal number of events: the busiest 1 % send 3.6 times the median."""
+"""Spread of the log-normal number of events: the busiest 1 % send 3.6 times the median."""
 INSTALLED_MEDIAN, INSTALLED_MIN, INSTALLED_MAX = 18, 8, 40
 USAGE_SKEW = 1.4
 """Which installed app an event is about: position `n * u ** skew`; 1 would use all alike."""
 GENERIC_APP_SHARE = 0.04
-"""Of installed apps, those that everybody has whatever the interests."""
+"""Share of installed apps that everybody has whatever the interests."""
 TARGETED_IMPRESSION_SHARE, TARGETED_CLICK_SHARE = 0.95, 0.98
-"""Of impressions and clicks, those whose campaign matches an interest of the device."""
+"""Shares of impressions and clicks whose campaign matches an interest of the device."""
 
 # --- What there is to use. ---
 APPS, CAMPAIGNS, MODELS = 8_000, 300, 400
 APP_MAIN_SHARE = 0.96
-"""Of an app's users, those it owes to its main interest; two other interests share the rest."""
+"""Share of an app's users that it owes to its main interest; two other interests share the rest."""
 POPULARITY_SHIFT, POPULARITY_EXPONENT = 0.6, 2.0
 """Zipf-Mandelbrot within each interest: about a hundred apps in all carry most of the evidence."""
 RARE_APP_SHARE = 0.04
-"""Of installed apps, those spread evenly over the catalogue: most packages are on a few devices only."""
+"""Share of installed apps spread evenly over the catalogue: most packages are on a few devices only."""
 CAMPAIGN_SIGMA = 1.7
-"""Of the log-normal weights of campaigns."""
+"""Spread of the log-normal weights of campaigns."""
 TIERS = 5
 TIER_SPREAD_OF_BRAND = 0.5
-"""How far, in tiers, a model lies from its brand's middle one."""
+"""Distance, in tiers, of a model from its brand's middle one."""
 MODEL_TIER_WIDTH = 0.7
-"""How far, in tiers, a buyer's taste strays from his own price tier."""
+"""Distance, in tiers, that a buyer's taste strays from his own price tier."""
 BRANDS = (  # name, prefix of its model numbers, price tier of its middle model, weight in the market
     ("samsung", "SM-", 2.2, 30.0),
     ("apple", "iPhone", 3.5, 22.0),
@@ -128,7 +128,7 @@ INTERACTION_EFFECTS = (
 TIER_AUTO_EFFECT = 0.3
 CALIBRATION_DAYS = 90
 BUYER_SHARE = 0.07
-"""Of real devices, those expected to buy within the calibration days: it sets the intercept."""
+"""Share of real devices expected to buy within the calibration days: it sets the intercept."""
 
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
@@ -139,7 +139,7 @@ HOURS_LATE_MAX_US = 6 * HOUR_US
 DAYS_LATE_MAX_US = 5 * DAY_US
 FUTURE_MIN_US, FUTURE_MAX_US = DAY_US, 3 * 365 * DAY_US
 NIGHT_DEPTH = 0.7
-"""Of the day's rhythm: 0 is none, 1 is nobody awake at the quietest moment."""
+"""Depth of the day's rhythm: 0 is none, 1 is nobody awake at the quietest moment."""
 BUSIEST_HOUR_UTC = 19
 
 NO_VALUE = -1

@@ -66,7 +66,7 @@ class RollingDays(Section):
 
 
 class Training(Section):
-    """How the network is trained.
+    """Settings of a training.
 
     Attributes:
         seed: Of the split, the initial weights and the order of rows.

@@ -43,7 +43,7 @@ RESERVED_FIELD_NAMES = frozenset(
 
 
 class EventSource(Section):
-    """Where raw events lie, and how to read them.
+    """The place of the raw events, and how to read them.
 
     Attributes:
         path: A Parquet file or a folder of them, on this machine. Relative to the working directory;

@@ -252,7 +252,7 @@ def _unescaped(lexeme: _Lexeme) -> str:
 
 
 def _names(lexemes: list[_Lexeme]) -> Counter[str]:
-    """How often each name is there, functions left out: what sqlglot overlooks is missing in its own text."""
+    """Counts each name, functions left out: what sqlglot overlooks is missing in its own text."""
     names: Counter[str] = Counter()
     for lexeme, after in zip(lexemes, [*lexemes[1:], _END], strict=True):
         if lexeme.kind == "quoted":

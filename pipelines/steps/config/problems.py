@@ -1,4 +1,4 @@
-"""How a wrong file is told: the file, the key, the value found, what is expected and the remedy.
+"""Turns what is wrong in a file into one error: file, key, value found, what is expected, the remedy.
 
 What does not belong here: what is wrong in which file (`project`, `project`, `event_columns`).
 """

@@ -35,7 +35,7 @@ MAX_PART_BYTES = 255
 MAX_PATH_BYTES = 4096
 """What the kernel takes for a whole path."""
 BYTES_BELOW_A_DESTINATION = 512
-"""Of an audience's, a segment's and a day's folder, and of the file."""
+"""Room for an audience's, a segment's and a day's folder, and for the file."""
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^{}]*))?\}")
@@ -89,7 +89,7 @@ def _normalizer(name: str) -> str:
 
 
 def expanded_path(path: str) -> str:
-    """Where events lie: variables filled in, and absolute, so that it means the same in every process.
+    """The place of the events: variables filled in, and absolute, so that it means the same in every process.
 
     Raises:
         PydanticCustomError: It says so in the words of the file: a variable may hold a secret.

@@ -20,7 +20,7 @@ CHARACTERS_PER_NODE = 100
 """A longer text counts as several nodes: an alias repeats it, too."""
 
 VALUES_AS_WRITTEN = ("label", "event")
-"""Where names and values keep their text: the type of their column decides what they mean."""
+"""Sections whose names and values keep their text: the type of their column decides what they mean."""
 
 
 _TAGS_OF_TEXTS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool"))

@@ -43,7 +43,7 @@ MISTYPED, MISTYPED_CAUSE = "mistyped:", "has the column another type now? Files 
 
 @dataclass(frozen=True)
 class DayCounts:
-    """How many raw rows a day has, and how many of them were rejected for each reason."""
+    """Numbers of a day: its raw rows, and those of them that were rejected for each reason."""
 
     raw: int
     rejected: Mapping[str, int] = field(default_factory=dict)

@@ -26,7 +26,7 @@ PARQUET_OPTIONS = {
     # 35 MB where snappy and lz4 take 43, and 0.2 µs a row more to read (400,000 rows of 49 tokens).
     "compression": "zstd",
 }
-"""How the files are written, so that scoring reads them fast."""
+"""Options of the files' writer, so that scoring reads them fast."""
 LEAST_FILES = 4
 """Tasks that write a day at least."""
 DEVICES_PER_FILE = 1_000_000
@@ -34,7 +34,7 @@ DEVICES_PER_FILE = 1_000_000
 
 
 def files_of(daily_devices: Sequence[int]) -> int:
-    """How many files a day of tokens is written to.
+    """The number of files that a day of tokens is written to.
 
     Args:
         daily_devices: Rows of `daily_fields` on each day of the window; the window's own number is not known

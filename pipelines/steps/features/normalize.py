@@ -24,7 +24,7 @@ MIN_WORD_CHARACTERS = 3
 """Shorter words are mostly articles, sizes and broken abbreviations."""
 
 NULL_MARKERS = frozenset({"", "null", "(null)", "unknown", "n/a", "na", "none", "nan", "undefined", "-"})
-"""How SDKs and exports write "no value", after folding."""
+"""The ways that SDKs and exports write "no value", after folding."""
 
 VENDORS = frozenset(
     {

@@ -129,7 +129,7 @@ class TrainingFiles:
         return sum(int(np.count_nonzero(self._read(g, []).split == split)) for g in range(self.groups))
 
     def check(self, vocabulary_sizes: Mapping[str, int]) -> None:
-        """As `check_trainable` and `check_vocabulary`, of TRAIN and VALIDATION.
+        """Checks TRAIN and VALIDATION as the functions below do, without holding them in memory.
 
         Raises:
             TrainingError: As these.
@@ -148,7 +148,7 @@ class TrainingFiles:
                 raise _no_token(name, counts.of(TRAIN)[0])
 
     def fingerprint(self) -> bytes:
-        """Of names, sizes and times: a file of the lake never changes once written."""
+        """A hash of names, sizes and times: a file of the lake never changes once written."""
         paths = sorted({path for path, _ in self._groups})
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         return hashlib.sha256(repr((stats, self._fields)).encode()).digest()

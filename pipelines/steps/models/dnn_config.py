@@ -10,7 +10,7 @@ MIN_STEPS = 40
 
 @dataclass(frozen=True)
 class DnnConfig:
-    """How the network is built and trained. Chosen on the validation splits of several sets of users.
+    """Settings of the network and its training, chosen on the validation splits of several sets of users.
 
     Attributes:
         embedding_dim: Width of every embedding.
@@ -19,15 +19,15 @@ class DnnConfig:
         pooling: How a row's embeddings become one.
         token_counts: Whether the number of a field's tokens is an input.
         embedding_dropout: Share of pooled embedding values dropped in training.
-        embedding_init_sd: Standard deviation of the initial embeddings.
-        warm_start: Root mean square of the embeddings that training starts from, found by correspondence
+        embedding_init_std: Standard deviation of the initial embeddings.
+        embedding_init: Root mean square of the embeddings that training starts from, found by correspondence
             analysis of the training rows: tokens of the same rows start near each other, labels or not. Added
             to the random ones; 0: these alone.
-        embedding_epsilon: Adam's epsilon on embeddings. At the usual 1e-8 a token seen once moves as far as
+        embedding_eps: Adam's epsilon on embeddings. At the usual 1e-8 a token seen once moves as far as
             one seen a thousand times, and the best epoch is the first or second.
         token_dropout: Share of a row's tokens left out in training; at least one of a field always stays.
         members: Networks trained with seeds of their own, whose logits are averaged.
-        averaging: Decay of the exponential moving average of the weights, which is what is validated and
+        ema_decay: Decay of the exponential moving average of the weights, which is what is validated and
             kept; 0 keeps the weights themselves.
         max_epochs: Epochs at most.
         patience: Epochs without gain in validation AUC after which training stops.
@@ -47,12 +47,12 @@ class DnnConfig:
     pooling: Pooling = "sqrt_n"
     token_counts: bool = True
     embedding_dropout: float = 0.2
-    embedding_init_sd: float = 0.01
-    warm_start: float = 0.3
-    embedding_epsilon: float = 1e-3
+    embedding_init_std: float = 0.01
+    embedding_init: float = 0.3
+    embedding_eps: float = 1e-3
     token_dropout: float = 0.2
     members: int = 3
-    averaging: float = 0.99
+    ema_decay: float = 0.99
     max_epochs: int = 40
     patience: int = 15
     batch_rows: int | None = None
@@ -70,10 +70,10 @@ class DnnConfig:
             "token_counts": False,
             "embedding_dropout": 0.0,
             "token_dropout": 0.0,
-            "embedding_epsilon": 1e-8,
-            "warm_start": 0.0,
+            "embedding_eps": 1e-8,
+            "embedding_init": 0.0,
             "members": 1,
-            "averaging": 0.0,
+            "ema_decay": 0.0,
         }
         return cls(**plain | changes)
 

@@ -41,7 +41,7 @@ class AudienceNet(nn.Module):
         token_counts: Whether the logarithm of each field's number of tokens is an input, too.
         members: M; their embeddings lie side by side, so that all are looked up at once.
         embedding_dropout: Share of pooled embedding values dropped in training.
-        embedding_init_sd: Standard deviation of the initial embeddings.
+        embedding_init_std: Standard deviation of the initial embeddings.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class AudienceNet(nn.Module):
         token_counts: bool = False,
         members: int = 1,
         embedding_dropout: float = 0.0,
-        embedding_init_sd: float = 0.01,
+        embedding_init_std: float = 0.01,
     ) -> None:
         super().__init__()
         if pooling not in ("mean", "sqrt_n"):
@@ -63,7 +63,7 @@ class AudienceNet(nn.Module):
         self.fields, self.members, self.embedding_dim = len(vocabulary_sizes), members, embedding_dim
         self.pooling, self.token_counts = pooling, token_counts
         table = torch.empty(sum(vocabulary_sizes), members * embedding_dim)  # V × M·D
-        self.embeddings = nn.Parameter(nn.init.normal_(table, std=embedding_init_sd))
+        self.embeddings = nn.Parameter(nn.init.normal_(table, std=embedding_init_std))
         self.embedding_dropout = Dropout(embedding_dropout)
         inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
         self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
@@ -120,7 +120,7 @@ class _SumOfEmbeddings(torch.autograd.Function):
 
 
 class Dropout(nn.Module):
-    """As `nn.Dropout`, with the share rounded to 256ths: a random byte decides on a value.
+    """Drops as `nn.Dropout` does, the share rounded to 256ths: a random byte decides on a value.
 
     PyTorch draws a number for each, which took 3.6 µs a row on a CPU; this takes 0.8.
     """

@@ -68,7 +68,7 @@ class Rows(Protocol):
         """Every row once, as `labels` has them."""
 
     def fingerprint(self) -> bytes:
-        """Of the content."""
+        """A hash of the content."""
 
 
 class RowsInMemory:
@@ -170,7 +170,7 @@ def train_dnn(
     # dropout knows no generator of its own, so the global one is borrowed and put back
     with torch_threads(config.threads), torch.random.fork_rng():
         runs = []
-        start = _warm_start(train, config, sum(vocabulary_sizes.values()))
+        start = _initial_embeddings(train, config, sum(vocabulary_sizes.values()))
         for member in range(1, config.members + 1):
             run = _MemberRun.resumed(member, config, list(vocabulary_sizes.values()), start, saved)
             while not run.finished:
@@ -196,13 +196,13 @@ def _splits(rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, i
     return RowsInMemory(rows, TRAIN, vocabulary_sizes), RowsInMemory(rows, VALIDATION, vocabulary_sizes)
 
 
-def _warm_start(train: Rows, config: DnnConfig, vocabulary_size: int) -> np.ndarray | None:
+def _initial_embeddings(train: Rows, config: DnnConfig, vocabulary_size: int) -> np.ndarray | None:
     """float32 [V, D], or None; of SHUFFLED_ROWS rows at most, which tell of any token that is not rare."""
-    if config.warm_start == 0:
+    if config.embedding_init == 0:
         return None
     labels, packed = next(train.shuffled(SHUFFLED_ROWS, np.random.default_rng(config.seed)))
     points = correspondence_embeddings(packed, len(labels), vocabulary_size, config.embedding_dim)
-    return points * np.float32(config.warm_start)
+    return points * np.float32(config.embedding_init)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class _Ranks:
             return cls(0, 1)
         return cls(distributed.get_rank(), distributed.get_world_size())
 
-    def part_of(self, batch: Batch) -> Batch:
+    def shard(self, batch: Batch) -> Batch:
         """Every so-many-th row; all of them in one process."""
         if self.size == 1:
             return batch
@@ -227,7 +227,7 @@ class _Ranks:
         fields = packed.rows // len(labels)
         return labels[mine], packed.take((np.arange(fields)[:, None] * len(labels) + mine).ravel())
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over all processes."""
         if self.size > 1:
             for tensor in tensors:
@@ -252,12 +252,12 @@ class _MemberRun:
             **single,  # type: ignore[arg-type]
             dropout=config.dropout,
             embedding_dropout=config.embedding_dropout,
-            embedding_init_sd=config.embedding_init_sd,
+            embedding_init_std=config.embedding_init_std,
         ).to(self.device)
         if start is not None:
             self.network.embeddings.data += torch.from_numpy(start).to(self.device)
         parameter_groups: list[dict[str, Any]] = [
-            {"params": [self.network.embeddings], "eps": config.embedding_epsilon},
+            {"params": [self.network.embeddings], "eps": config.embedding_eps},
             {"params": list(self.network.feed_forward.parameters())},
         ]
         self.optimizer = torch.optim.AdamW(
@@ -295,7 +295,7 @@ class _MemberRun:
         size = self.config.rows_per_step(train.count)
         for batch in train.shuffled(size, self.random):
             total += self._step(batch, parameters)
-        self.ranks.add_up([total])
+        self.ranks.all_reduce([total])
         mean = float(total) / train.count
         if not math.isfinite(mean):
             raise TrainingError(
@@ -310,26 +310,26 @@ class _MemberRun:
         """Takes one step on a batch; the sum of the losses of this process's part of it."""
         if self.config.token_dropout > 0:
             batch = batch[0], _drop_tokens(batch[1], self.config.token_dropout, self.random)
-        labels, packed = self.ranks.part_of(batch)
+        labels, packed = self.ranks.shard(batch)
         logits = self.network(as_tensors(packed, self.device))
         loss = functional.binary_cross_entropy_with_logits(
             logits, torch.from_numpy(labels).to(self.device), reduction="sum"
         )
         self.optimizer.zero_grad(set_to_none=True)
         (loss / len(batch[0])).backward()
-        self.ranks.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.ranks.all_reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
         self.optimizer.step()
         self.steps += 1
-        if self.config.averaging > 0:
+        if self.config.ema_decay > 0:
             # The average of few weights must not remember where they began.
-            decay = min(self.config.averaging, self.steps / (10 + self.steps))
+            decay = min(self.config.ema_decay, self.steps / (10 + self.steps))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.averaged.values()), list(parameters), 1 - decay)
         return loss.detach()
 
     def _kept(self) -> dict[str, Tensor]:
         """The weights that are validated and kept."""
-        if self.config.averaging > 0:
+        if self.config.ema_decay > 0:
             return self.averaged
         return {name: parameter.detach() for name, parameter in self.network.named_parameters()}
 

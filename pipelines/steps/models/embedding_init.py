@@ -13,7 +13,7 @@ from pipelines.steps.features.encoded_rows import Ragged
 SMOOTHING = 5.0
 """Added to a token's frequency: the coordinates of rare tokens are mostly chance."""
 SEED = 0
-"""Of the vector that the iteration starts from: the same rows give the same embeddings."""
+"""Seed of the vector that the iteration starts from: the same rows give the same embeddings."""
 
 
 def correspondence_embeddings(packed: Ragged, rows: int, vocabulary_size: int, dim: int) -> np.ndarray:

@@ -44,21 +44,21 @@ class LogisticNet(nn.Module):
 
 @dataclass(frozen=True)
 class LogisticConfig:
-    """How logistic regression is fitted.
+    """Settings of the fit, by scikit-learn's own names.
 
     Attributes:
-        inverse_regularization: The values of scikit-learn's C tried, ascending; validation AUC
+        C: The values of scikit-learn's C tried, ascending; validation AUC
             chooses, the smaller C on a tie.
-        max_iterations: L-BFGS iterations at most, for each C.
-        tolerance: L-BFGS stops below this gradient. At scikit-learn's 1e-4 the AUC still moved by
+        max_iter: L-BFGS iterations at most, for each C.
+        tol: L-BFGS stops below this gradient. At scikit-learn's 1e-4 the AUC still moved by
             2e-4 with the starting point; at 1e-5 by 1e-4.
         threads: Threads of the linear algebra. One by default: its vectors are short (measured on 2
             shared cores: 3 s with one thread, 32 s with two).
     """
 
-    inverse_regularization: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    max_iterations: int = 1_000
-    tolerance: float = 1e-5
+    C: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    max_iter: int = 1_000
+    tol: float = 1e-5
     threads: int = 1
 
 
@@ -112,10 +112,10 @@ def train_logistic(
     validation_counts = count_matrix(validation.bags, vocabulary_sizes).astype(np.float64)
 
     # no warm start: begun near a solution, L-BFGS may stop at once and repeat the fit before it
-    model = LogisticRegression(max_iter=config.max_iterations, tol=config.tolerance)
+    model = LogisticRegression(max_iter=config.max_iter, tol=config.tol)
     aucs: dict[float, float] = {}
     best: tuple[float, np.ndarray, float] | None = None
-    for c in config.inverse_regularization:
+    for c in config.C:
         with threadpool_limits(config.threads):
             model.set_params(C=c).fit(train_counts, train.labels)
         logits = model.decision_function(validation_counts)
@@ -132,9 +132,9 @@ def train_logistic(
     if best is None:
         raise TrainingError(
             "logistic regression has no C to try",
-            found=config.inverse_regularization,
+            found=config.C,
             expected="at least one positive number",
-            remedy="name values in inverse_regularization",
+            remedy="name values in C",
         )
     chosen_c, coefficients, intercept = best
     state = {

@@ -1,4 +1,4 @@
-"""How good each model is, on the same rows.
+"""Measures of a model, and of two models on the same rows.
 
 Everything here reads labels and probabilities only, so it judges any kind of model alike.
 """
@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, log_loss, precision_recall_
 from pipelines.steps.errors import DataError, TrainingError
 
 RESAMPLES = 500
-"""Of a bootstrap."""
+"""Bootstrap resamples."""
 CALIBRATION_BINS = 10
 
 
@@ -105,7 +105,7 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much one model's figure is above another's on the same rows, with a 95% bootstrap interval."""
+    """One model's figure less another's on the same rows, with a 95% bootstrap interval."""
 
     value: float
     low: float
@@ -182,7 +182,7 @@ def compare_auc(
 
 
 def _resampled(rows: int, devices: np.ndarray | None, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, [rows], for each resample."""
+    """Yields the number of times that each row is drawn, [rows], for each resample."""
     random = np.random.default_rng(seed)
     count = rows if devices is None else int(devices.max()) + 1
     for _ in range(resamples):

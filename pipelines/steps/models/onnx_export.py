@@ -15,7 +15,7 @@ from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.onnx_model import OnnxModel, bag_input_names
 
 OPSET, IR_VERSION = 16, 8
-"""Of the graphs written here: the oldest with all their operators, so that old runtimes read them."""
+"""Versions of the graphs written here, the oldest with all their operators: old runtimes read them."""
 FLOAT = 1
 """ONNX's number for float32."""
 
@@ -121,7 +121,7 @@ class _GraphWriter:
 def _audience_net_logits(
     graph: _GraphWriter, state: Mapping[str, np.ndarray], architecture: Mapping[str, Any]
 ) -> str:
-    """As AudienceNet.forward."""
+    """Writes what AudienceNet.forward does."""
     at_least_one = graph.constant(1)
     members, width = architecture.get("members", 1), architecture["embedding_dim"]
     pooled: list[list[str]] = [[] for _ in range(members)]
@@ -163,7 +163,7 @@ def _by_field(graph: _GraphWriter, table: np.ndarray) -> list[np.ndarray]:
 
 
 def _logistic_logits(graph: _GraphWriter, state: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> str:
-    """As LogisticNet.forward."""
+    """Writes what LogisticNet.forward does."""
     tables = _by_field(graph, state["weights"])
     sums = [graph.bag_sums(field, table)[0] for field, table in zip(graph.fields, tables, strict=True)]
     total = graph.node("ReduceSum", graph.node("Concat", *sums, axis=1), graph.constant([1]), keepdims=0)

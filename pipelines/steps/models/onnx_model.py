@@ -91,7 +91,7 @@ class OnnxModel:
 
     @property
     def architecture(self) -> dict[str, object]:
-        """How the graph is read; the rest it says itself."""
+        """The way that the graph is read; the rest it says itself."""
         return {"name": "graph"} | asdict(self._reading)
 
     def weights(self) -> bytes:

@@ -26,30 +26,30 @@ XGBOOST_ARCHITECTURES = ("boosted_trees",)
 
 @dataclass(frozen=True)
 class XGBoostConfig:
-    """How the trees are grown.
+    """Settings of the trees, by XGBoost's own names.
 
     Attributes:
-        max_rounds: Trees at most; of a trial, when tuned.
+        num_boost_round: Trees at most; of a trial, when tuned.
         patience: Trees without gain in validation AUC after which growing stops.
         learning_rate: Weight of each new tree.
         max_depth: Depth of a tree.
         min_child_weight: Hessian that a leaf needs; keeps leaves off single rare rows.
-        l2_regularization: XGBoost's lambda.
-        row_share: Share of the rows each tree sees.
-        column_share: Share of the tokens each tree sees.
+        reg_lambda: L2 regularization of the leaves' weights.
+        subsample: Share of the rows each tree sees.
+        colsample_bytree: Share of the tokens each tree sees.
         threads: Threads to train with. One by default: on a busy machine more of them wait for each
             other (measured on 2 shared cores: 14 s with one, 99 s with two); raise it on an idle one.
         seed: Everything random follows from it.
     """
 
-    max_rounds: int = 500
+    num_boost_round: int = 500
     patience: int = 30
     learning_rate: float = 0.1
     max_depth: int = 6
     min_child_weight: float = 2.0
-    l2_regularization: float = 2.0
-    row_share: float = 0.8
-    column_share: float = 0.3
+    reg_lambda: float = 2.0
+    subsample: float = 0.8
+    colsample_bytree: float = 0.3
     threads: int = 1
     seed: int = 0
 
@@ -81,7 +81,7 @@ class TrainedXGBoost:
 
     @property
     def was_cut_short(self) -> bool:
-        """Whether `max_rounds` ended the growing before its patience did."""
+        """Whether `num_boost_round` ended the growing before its patience did."""
         return len(self.validation_auc) - self.best_round < self.config.patience
 
     @property
@@ -99,15 +99,19 @@ class TrainedXGBoost:
         return bytes(self.booster.save_raw(raw_format="ubj"))
 
 
+PASSED_THROUGH = (
+    "learning_rate", "max_depth", "min_child_weight", "reg_lambda", "subsample", "colsample_bytree", "seed"
+)  # fmt: skip
+"""The settings that are XGBoost's own parameters."""
 TRIALS: tuple[Mapping[str, Any], ...] = (
     {},
     {"max_depth": 10, "min_child_weight": 5.0},
-    {"max_depth": 4, "column_share": 0.6},
-    {"max_depth": 8, "column_share": 0.6, "min_child_weight": 5.0, "l2_regularization": 5.0},
-    {"max_depth": 6, "column_share": 1.0, "row_share": 1.0, "l2_regularization": 10.0},
-    {"max_depth": 12, "column_share": 0.2, "min_child_weight": 10.0},
-    {"max_depth": 3, "column_share": 1.0, "learning_rate": 0.2},
-    {"max_depth": 8, "column_share": 0.3, "learning_rate": 0.05, "min_child_weight": 1.0},
+    {"max_depth": 4, "colsample_bytree": 0.6},
+    {"max_depth": 8, "colsample_bytree": 0.6, "min_child_weight": 5.0, "reg_lambda": 5.0},
+    {"max_depth": 6, "colsample_bytree": 1.0, "subsample": 1.0, "reg_lambda": 10.0},
+    {"max_depth": 12, "colsample_bytree": 0.2, "min_child_weight": 10.0},
+    {"max_depth": 3, "colsample_bytree": 1.0, "learning_rate": 0.2},
+    {"max_depth": 8, "colsample_bytree": 0.3, "learning_rate": 0.05, "min_child_weight": 1.0},
 )
 """What tuning tries, in this order: depth, width and regularization from the shy to the bold."""
 GROWN_FURTHER = 4
@@ -158,11 +162,14 @@ def tune_xgboost(
     number, best = max(enumerate(tried, start=1), key=lambda trial: trial[1].best_auc)  # the first of equals
     if not best.was_cut_short:
         return best
-    longer = replace(best.config, max_rounds=GROWN_FURTHER * best.config.max_rounds)
+    longer = replace(best.config, num_boost_round=GROWN_FURTHER * best.config.num_boost_round)
     grown = train_xgboost(rows, vocabulary_sizes, longer)
     progress(
         Trial(
-            number, {**TRIALS[number - 1], "max_rounds": longer.max_rounds}, grown.best_auc, grown.best_round
+            number,
+            {**TRIALS[number - 1], "num_boost_round": longer.num_boost_round},
+            grown.best_auc,
+            grown.best_round,
         )
     )
     return grown
@@ -183,7 +190,7 @@ def train_xgboost(
     grown = xgboost.train(
         _parameters(config),
         _matrix(train, vocabulary_sizes, config),
-        num_boost_round=config.max_rounds,
+        num_boost_round=config.num_boost_round,
         evals=[(_matrix(validation, vocabulary_sizes, config), "validation")],
         early_stopping_rounds=config.patience,
         evals_result=curves,
@@ -205,14 +212,8 @@ def _parameters(config: XGBoostConfig) -> dict[str, object]:
         "objective": "binary:logistic",
         "eval_metric": "auc",
         "tree_method": "hist",
-        "learning_rate": config.learning_rate,
-        "max_depth": config.max_depth,
-        "min_child_weight": config.min_child_weight,
-        "lambda": config.l2_regularization,
-        "subsample": config.row_share,
-        "colsample_bytree": config.column_share,
         "nthread": config.threads,
-        "seed": config.seed,
+        **{name: getattr(config, name) for name in PASSED_THROUGH},
     }
 
 

@@ -93,7 +93,7 @@ def blend_of(members: Mapping[str, Path]) -> BlendedModel:
 def find_thresholds(
     labels: np.ndarray, probabilities: np.ndarray, segments: Sequence[SegmentSpec]
 ) -> dict[str, Threshold | None]:
-    """For each segment by minimum precision, the cut that reached it.
+    """The cut that reached its precision, for each segment by minimum precision.
 
     Args:
         labels: [rows] of the VALIDATION rows.

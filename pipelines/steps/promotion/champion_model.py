@@ -124,7 +124,7 @@ class Promotion:
 
     @property
     def auc_behind(self) -> float:
-        """By how much the new one ranks worse; below 0 where it ranks better, 0 where nobody is compared."""
+        """The former one's AUC less the new one's: below 0 where it gains, 0 where nobody is compared."""
         return -self.gain.value if self.gain else 0.0
 
     @property

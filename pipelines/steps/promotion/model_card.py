@@ -181,7 +181,7 @@ def _tokens(report: Report) -> list[str]:
 
 
 def _escaped(token: str) -> str:
-    """As text of a Markdown cell: a token may be anything that a device sends."""
+    """The text of a Markdown cell: a token may be anything that a device sends."""
     return "`" + token.replace("`", "'").replace("|", "¦").replace("\n", " ") + "`"
 
 

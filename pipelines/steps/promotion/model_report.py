@@ -49,7 +49,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Delivered:
+class OperatingPoint:
     """What a cut selects of rows that it was not chosen on.
 
     Attributes:
@@ -67,7 +67,7 @@ class Delivered:
     size: Share
 
 
-def deliver(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> Delivered:
+def at_threshold(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> OperatingPoint:
     """What the cut delivers.
 
     Args:
@@ -77,7 +77,7 @@ def deliver(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> 
     """
     chosen = probabilities.astype(np.float64) >= threshold
     hits, positives = int(labels[chosen].sum()), int(labels.sum())
-    return Delivered(
+    return OperatingPoint(
         threshold,
         int(chosen.sum()),
         Share.of(hits, int(chosen.sum())),
@@ -190,7 +190,7 @@ def _most_frequent(bag: Ragged, count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TokenEffect:
-    """How much a token moves the rows that hold it.
+    """The effect of a token on the rows that hold it.
 
     Attributes:
         token: The token.
@@ -261,7 +261,7 @@ class Report:
 
     labels: np.ndarray
     probabilities: np.ndarray
-    delivered: Mapping[str, Delivered | None]
+    delivered: Mapping[str, OperatingPoint | None]
     deciles: Sequence[Decile]
     slices: Sequence[Slice]
     tokens: Mapping[str, Sequence[TokenEffect]]
@@ -287,7 +287,7 @@ def report_model(
         labels,
         probabilities,
         {
-            segment: None if cut is None else deliver(labels, probabilities, cut)
+            segment: None if cut is None else at_threshold(labels, probabilities, cut)
             for segment, cut in thresholds.items()
         },
         lift_by_decile(labels, probabilities),

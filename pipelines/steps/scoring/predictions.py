@@ -26,7 +26,7 @@ MAX_PARITY_DIFFERENCE = 1e-6
 SCORED = "audience string, device_id string, day date, probability float"
 """Columns of what is scored."""
 PARQUET_OPTIONS = {"parquet.enable.dictionary#device_id": "false"}
-"""How scores are written: no two rows of a day share a device, so a dictionary of them is lost work (8%)."""
+"""Options of the scores' writer: no two rows of a day share a device, so a dictionary is lost work (8%)."""
 ENCODED_ROWS = 32_768
 """Rows encoded at once, at least, where Spark hands over the rows: each look-up builds a hash table of the
 vocabulary, and Spark's own batches hold 10,000 rows at most."""
@@ -189,7 +189,7 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far Spark's probabilities lie from plain in-process ones: |difference| over `count` devices."""
+    """Distance of Spark's probabilities from plain in-process ones: |difference| over `count` devices."""
 
     count: int
     mean: float
