@@ -14,15 +14,8 @@ from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, fields_of_settings
 from pipelines.steps.errors import AudienceFactoryError, BundleError, DataError
 from pipelines.steps.models.bundle import read_manifest
-from pipelines.steps.scoring.predictions import (
-    MAX_PARITY_DIFFERENCE,
-    PARQUET_OPTIONS,
-    Parity,
-    compare_with_local,
-    sample_scored,
-    score_files,
-    worker_threads,
-)
+from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, Parity, compare_with_local, sample_scored
+from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files, worker_threads
 from resources.expectations import (
     Check,
     Subject,

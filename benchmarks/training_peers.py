@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.steps.features.encoded_rows import EncodedRows
 from pipelines.steps.labels.training_rows import TRAIN, TrainingRows
+from pipelines.steps.models.dnn_batches import to_tensors
 from pipelines.steps.models.dnn_config import DnnConfig
-from pipelines.steps.models.dnn_model import AudienceNet, to_tensors
+from pipelines.steps.models.dnn_model import AudienceNet
 from pipelines.steps.models.dnn_training import train_dnn
 
 EMBEDDING_DIM = 32

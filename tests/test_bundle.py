@@ -129,7 +129,8 @@ def test_a_torch_bundle_scores_as_the_trained_network(
     tmp_path: Path, models: dict[str, TrainedModel]
 ) -> None:
     """The plain network, all rows in one pass, without the bundle's fixed batches."""
-    from pipelines.steps.models.dnn_model import AudienceNet, to_tensors
+    from pipelines.steps.models.dnn_batches import to_tensors
+    from pipelines.steps.models.dnn_model import AudienceNet
 
     model = models["dnn"]
     assert isinstance(model, TrainedDnn)

@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles
-from pipelines.steps.models import dnn_training
+from pipelines.steps.models import dnn_batches
 from pipelines.steps.models.distributed_training import train_dnn_distributed
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_training import train_dnn
@@ -80,12 +80,12 @@ def test_a_process_that_fails_is_told(spark: SparkSession, files: list[Path]) ->
 
 
 def test_streamed_rows_are_all_rows_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dnn_training, "SHUFFLED_ROWS", 400)
+    monkeypatch.setattr(dnn_batches, "SHUFFLED_ROWS", 400)
     rows = TrainingFiles(files, list(SIZES)).read().subset(TRAIN)
-    streamed = dnn_training.RowsInFiles(TrainingFiles(files, list(SIZES)), TRAIN, SIZES)
-    whole = dnn_training.RowsInMemory(rows, TRAIN, SIZES)
+    streamed = dnn_batches.RowsInFiles(TrainingFiles(files, list(SIZES)), TRAIN, SIZES)
+    whole = dnn_batches.RowsInMemory(rows, TRAIN, SIZES)
 
-    def contents(batches: list[dnn_training.Batch]) -> list[tuple[float, tuple[int, ...]]]:
+    def contents(batches: list[dnn_batches.Batch]) -> list[tuple[float, tuple[int, ...]]]:
         found = []
         for labels, packed in batches:
             bags = np.split(packed.values, packed.offsets[1:-1])

@@ -23,16 +23,10 @@ from pipelines.steps.labels.training_rows import (
     TrainingRows,
     check_trainable,
 )
+from pipelines.steps.models.cpu_kernels import Dropout
+from pipelines.steps.models.dnn_batches import as_tensors, to_tensors
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling
-from pipelines.steps.models.dnn_model import (
-    AudienceNet,
-    Dropout,
-    EpochReport,
-    TrainedDnn,
-    as_tensors,
-    ensemble_of,
-    to_tensors,
-)
+from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of
 from pipelines.steps.models.dnn_training import train_dnn
 
 SIZES = {"apps": 5, "model": 4}

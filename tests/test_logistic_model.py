@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import Ragged, count_matrix
 from pipelines.steps.labels.training_rows import TEST, TRAIN, TrainingRows
-from pipelines.steps.models.dnn_model import to_tensors
+from pipelines.steps.models.dnn_batches import to_tensors
 from pipelines.steps.models.logistic_model import LogisticConfig, LogisticNet, TrainedLogistic, train_logistic
 
 SIZES = {"apps": 6, "model": 4}

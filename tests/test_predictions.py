@@ -18,14 +18,8 @@ from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, BundleRef, 
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.calibration import Calibration
 from pipelines.steps.models.dnn_model import AudienceNet
-from pipelines.steps.scoring.predictions import (
-    MAX_PARITY_DIFFERENCE,
-    compare_with_local,
-    sample_scored,
-    score_devices,
-    score_files,
-    worker_threads,
-)
+from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, compare_with_local, sample_scored
+from pipelines.steps.scoring.predictions import score_devices, score_files, worker_threads
 from resources.lake import Lake
 from tests.conftest import Frame
 from tests.test_row_groups import alter_last_byte

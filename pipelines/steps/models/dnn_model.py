@@ -1,6 +1,6 @@
-"""The audience network: an embedding per token, pooled per field, then feed-forward; and its settings.
+"""The audience network: an embedding per token, pooled per field, then feed-forward.
 
-The whole network is in this file. Spark executors import it to score; how it is trained is in `dnn_training`.
+Spark executors import it to score; how it is trained is in `dnn_training`, its settings in `dnn_config`.
 
 Sizes in the docstrings: B rows, F fields, V_f ids of field f and V of all fields, D embedding width,
 M members of an ensemble, N tokens of a batch.
@@ -11,20 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pipelines.steps.errors import DataError
-from pipelines.steps.features.encoded_rows import EncodedRows, Ragged
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
+from pipelines.steps.models.cpu_kernels import Dropout, SumOfEmbeddings
+from pipelines.steps.models.dnn_batches import Bags
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling
-
-Bags = tuple[Tensor, Tensor]
-"""Ids [N] in the one table of all fields and offsets [F·B + 1], int32; bag f·B + b is of field f, row b."""
 
 
 class AudienceNet(nn.Module):
@@ -89,57 +85,12 @@ class AudienceNet(nn.Module):
                 ids, self.embeddings, offsets, mode="mean", include_last_offset=True
             )
         if self.training and ids.device.type == "cpu":
-            sums: Tensor = _SumOfEmbeddings.apply(self.embeddings, ids, offsets)  # type: ignore[no-untyped-call]
+            sums: Tensor = SumOfEmbeddings.apply(self.embeddings, ids, offsets)  # type: ignore[no-untyped-call]
         else:
             sums = functional.embedding_bag(
                 ids, self.embeddings, offsets, mode="sum", include_last_offset=True
             )
         return sums / (lengths if self.pooling == "mean" else lengths.sqrt()).unsqueeze(1)
-
-
-class _SumOfEmbeddings(torch.autograd.Function):
-    """The sum of each bag's embeddings, as `embedding_bag`'s, with a gradient that sorts no ids.
-
-    PyTorch's own gradient took 9 of the 22 µs of a row's forward, backward and step on a CPU; this one 2.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(ids, offsets)
-        ctx.rows = len(embeddings)
-        return functional.embedding_bag(ids, embeddings, offsets, mode="sum", include_last_offset=True)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        from scipy import sparse  # scoring needs none
-
-        ids, offsets = (saved.numpy() for saved in ctx.saved_tensors)
-        ones = np.ones(len(ids), dtype=np.float32)
-        bags = sparse.csr_matrix((ones, ids, offsets), shape=(len(offsets) - 1, ctx.rows), copy=False)
-        return torch.from_numpy(bags.T @ gradient.contiguous().numpy()), None, None
-
-
-class Dropout(nn.Module):
-    """Drops as `nn.Dropout` does, the share rounded to 256ths: a random byte decides on a value.
-
-    PyTorch draws a number for each, which took 3.6 µs a row on a CPU; this takes 0.8.
-    """
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        if not 0 <= share < 1:
-            raise ValueError(f"the share to drop is at least 0 and below 1, not {share}")
-        self.share = share
-        self._cut = min(255, round(256 * share))
-
-    def forward(self, values: Tensor) -> Tensor:
-        if not self.training or self._cut == 0:
-            return values
-        if values.device.type != "cpu":
-            return functional.dropout(values, self.share)
-        words = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= self._cut
-        return values * (kept * (256 / (256 - self._cut)))
 
 
 def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
@@ -225,47 +176,6 @@ class TrainedDnn:
     def weights(self) -> bytes:
         """The content of weights.safetensors."""
         return safetensors.torch.save(dict(self.state))
-
-
-def pack(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Ragged:
-    """All fields' bags as one: field after field, ids shifted to the field's place in the one table.
-
-    Args:
-        rows: Field name → ids of B rows.
-        vocabulary_sizes: V_f by name, in field order.
-
-    Returns:
-        F·B bags; bag f·B + b is row b's of field f.
-
-    Raises:
-        DataError: The offsets of a field do not end at its number of ids. PyTorch does not refuse
-            them: it silently drops or repeats tokens (pytorch/pytorch#52851).
-    """
-    values, lengths, first = [], [], 0
-    for name, size in vocabulary_sizes.items():
-        bag = rows[name]
-        if bag.offsets[0] != 0 or bag.offsets[-1] != len(bag.values):
-            raise DataError(
-                f"the offsets of field {name!r} do not cover its ids",
-                found=f"offsets from {bag.offsets[0]} to {bag.offsets[-1]} for {len(bag.values)} ids",
-                expected=f"offsets from 0 to {len(bag.values)}",
-                remedy="build the batch with Ragged.slice or Ragged.take",
-            )
-        values.append(bag.values + np.int32(first))
-        lengths.append(bag.lengths)
-        first += size
-    return Ragged.of_lengths(np.concatenate(values), np.concatenate(lengths))
-
-
-def to_tensors(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Bags:
-    """A batch as a network reads it; arguments and errors as `pack`."""
-    return as_tensors(pack(rows, vocabulary_sizes))
-
-
-def as_tensors(packed: Ragged, device: str = "cpu") -> Bags:
-    """What `pack` made, as a network reads it; on a CPU the ids are shared, not copied."""
-    ids = torch.from_numpy(np.ascontiguousarray(packed.values, dtype=np.int32))
-    return ids.to(device), torch.from_numpy(packed.offsets.astype(np.int32)).to(device)
 
 
 @contextmanager

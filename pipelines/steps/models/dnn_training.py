@@ -1,15 +1,15 @@
 """Training of the audience network, on rows in memory or streamed from files, in one process or several.
 
-What does not belong here: the network itself and its settings (`dnn_model`). Executors never import this.
+What does not belong here: the network (`dnn_model`), its settings (`dnn_config`), and how rows become batches
+(`dnn_batches`). Executors never import this.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.labels.training_rows import (
     TRAIN,
     VALIDATION,
@@ -26,17 +25,18 @@ from pipelines.steps.labels.training_rows import (
     check_trainable,
     check_vocabulary,
 )
+from pipelines.steps.models.dnn_batches import (
+    SHUFFLED_ROWS,
+    Batch,
+    Rows,
+    RowsInFiles,
+    RowsInMemory,
+    as_tensors,
+    drop_tokens,
+)
 from pipelines.steps.models.dnn_checkpoint import Checkpoint, State
 from pipelines.steps.models.dnn_config import DnnConfig
-from pipelines.steps.models.dnn_model import (
-    AudienceNet,
-    EpochReport,
-    TrainedDnn,
-    as_tensors,
-    ensemble_of,
-    pack,
-    torch_threads,
-)
+from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of, torch_threads
 from pipelines.steps.models.embedding_init import correspondence_embeddings
 from pipelines.steps.models.metrics import evaluate
 
@@ -44,98 +44,6 @@ SCORING_ROWS = 8_192
 """Rows per forward pass when the validation split is scored between epochs."""
 SEEDS_APART = 1_000
 """So that no member of one seed shares its random numbers with a member of another."""
-SHUFFLED_ROWS = 262_144
-"""Rows that are shuffled together when they are streamed; all of them, when they are in memory."""
-Batch = tuple[np.ndarray, Ragged]
-"""Labels float32 [B] and the packed bags of as many rows."""
-
-
-class Rows(Protocol):
-    """The rows of one split."""
-
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """float32 [rows]."""
-
-    def shuffled(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
-        """Every row once in a new order, in batches of `size` but for the last of those shuffled at once."""
-
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """Every row once, as `labels` has them."""
-
-    def fingerprint(self) -> bytes:
-        """A hash of the content."""
-
-
-class RowsInMemory:
-    """The rows of one split, packed once."""
-
-    def __init__(self, rows: TrainingRows, split: int, vocabulary_sizes: Mapping[str, int]) -> None:
-        chosen = rows.subset(split)
-        self.labels = chosen.labels
-        self._packed = pack(chosen.bags, vocabulary_sizes)
-        self._fields = len(vocabulary_sizes)
-
-    @property
-    def count(self) -> int:
-        return len(self.labels)
-
-    def shuffled(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
-        return self._batches(random.permutation(len(self.labels)), size)
-
-    def in_order(self, size: int) -> Iterator[Batch]:
-        return self._batches(np.arange(len(self.labels)), size)
-
-    def _batches(self, order: np.ndarray, size: int) -> Iterator[Batch]:
-        first_of_field = np.arange(self._fields)[:, None] * len(self.labels)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            yield self.labels[chosen], self._packed.take((first_of_field + chosen).ravel())
-
-    def fingerprint(self) -> bytes:
-        content = hashlib.sha256()
-        for array in (self.labels, self._packed.values, self._packed.offsets):
-            content.update(np.ascontiguousarray(array).data)
-        return content.digest()
-
-
-class RowsInFiles:
-    """The rows of one split, read again in every epoch, a few row groups at a time: memory stays flat."""
-
-    def __init__(self, files: TrainingFiles, split: int, vocabulary_sizes: Mapping[str, int]) -> None:
-        self._files, self._split, self._sizes = files, split, dict(vocabulary_sizes)
-
-    @cached_property
-    def count(self) -> int:
-        return self._files.count(self._split)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        return self._files.labels(self._split)
-
-    def shuffled(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
-        """Row groups in a new order, as many as hold SHUFFLED_ROWS at once, and their rows in a new order."""
-        groups = random.permutation(self._files.groups).tolist()
-        waiting: list[TrainingRows] = []
-        for place, group in enumerate(groups):
-            waiting.append(self._files.read_group(group, self._split))
-            enough = sum(rows.rows for rows in waiting) >= SHUFFLED_ROWS
-            if enough or place == len(groups) - 1:
-                together = RowsInMemory(TrainingRows.concatenated(waiting), self._split, self._sizes)
-                yield from together.shuffled(size, random)
-                waiting = []
-
-    def in_order(self, size: int) -> Iterator[Batch]:
-        for group in range(self._files.groups):
-            rows = self._files.read_group(group, self._split)
-            yield from RowsInMemory(rows, self._split, self._sizes).in_order(size)
-
-    def fingerprint(self) -> bytes:
-        return self._files.fingerprint()
 
 
 def train_dnn(
@@ -309,7 +217,7 @@ class _MemberRun:
     def _step(self, batch: Batch, parameters: Sequence[Tensor]) -> Tensor:
         """Takes one step on a batch; the sum of the losses of this process's part of it."""
         if self.config.token_dropout > 0:
-            batch = batch[0], _drop_tokens(batch[1], self.config.token_dropout, self.random)
+            batch = batch[0], drop_tokens(batch[1], self.config.token_dropout, self.random)
         labels, packed = self.ranks.shard(batch)
         logits = self.network(as_tensors(packed, self.device))
         loss = functional.binary_cross_entropy_with_logits(
@@ -422,15 +330,6 @@ def _device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
-
-
-def _drop_tokens(bags: Ragged, share: float, random: np.random.Generator) -> Ragged:
-    """Leaves out tokens at random; a bag that would lose all of them keeps all."""
-    kept = random.random(len(bags.values), dtype=np.float32) >= share
-    emptied = bags.count(kept) == 0
-    if emptied.any():
-        kept |= np.repeat(emptied, bags.lengths)
-    return bags.filter(kept)
 
 
 def _copy_state(network: AudienceNet) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from pipelines.steps.labels.training_rows import (
     check_vocabulary,
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
-from pipelines.steps.models.dnn_model import Bags
+from pipelines.steps.models.dnn_batches import Bags
 
 
 class LogisticNet(nn.Module):

@@ -19,7 +19,8 @@ from pipelines.steps.models.bundle import (
     full_batch,
     require_architecture,
 )
-from pipelines.steps.models.dnn_model import AudienceNet, to_tensors, torch_threads, uninitialized
+from pipelines.steps.models.dnn_batches import to_tensors
+from pipelines.steps.models.dnn_model import AudienceNet, torch_threads, uninitialized
 from pipelines.steps.models.logistic_model import LogisticNet
 
 TORCH_ARCHITECTURES: Mapping[str, Callable[..., torch.nn.Module]] = {
