@@ -18,15 +18,14 @@ from pipelines.steps.config.audience import Audience
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
 from pipelines.steps.models.bundle import Scorer, TrainedModel
-from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.metrics import Difference, Metrics, Threshold
 from pipelines.steps.promotion.candidate_models import (
-    BLEND,
     CANDIDATES,
-    Measured,
-    bundle_candidate,
+    Candidate,
     find_thresholds,
+    measure_candidate,
+    write_candidate,
 )
 from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
@@ -218,30 +217,34 @@ def read_training_data(audience: Audience, lake: Lake, models: ModelStore) -> Tr
 
 def keep_model(
     model: str,
-    trained: TrainedModel,
+    candidate: Candidate,
+    labels: np.ndarray,
     audience: Audience,
     data: TrainingData,
-    rows: TrainingRows,
     models: ModelStore,
 ) -> ModelRecord:
-    """Bundles a model, measured and calibrated, and records it as the audience's current one of its kind."""
+    """Bundles a model and records it as the audience's current one of its kind.
+
+    Args:
+        model: Its name.
+        candidate: The model, calibrated and measured.
+        labels: [rows] of the VALIDATION rows, on which the segments' cuts are found.
+        audience: What it is of.
+        data: Its training set.
+        models: Where it goes.
+    """
     properties = data.partition.properties
+    thresholds = find_thresholds(labels, candidate.scores.validation, audience.segments)
+    recorded = {
+        "training_set": data.partition.version,
+        **properties,
+        "metrics": candidate.measured.to_dict(),
+        "thresholds": cuts_of(thresholds),  # so that any candidate can be promoted
+    }
 
     def write(directory: Path) -> Mapping[str, Any]:
-        # a blend's members are corrected already
-        kept = 1.0 if model == BLEND else properties["negatives_kept"]
-        measured = bundle_candidate(
-            directory, trained, data.vocabulary, rows, properties["as_of_days"], negatives_kept=kept
-        )
-        validation = rows.subset(VALIDATION)
-        probabilities = load_bundle(directory).score(validation.bags)
-        thresholds = find_thresholds(validation.labels, probabilities, audience.segments)
-        return {
-            "training_set": data.partition.version,
-            **properties,
-            "metrics": measured.to_dict(),
-            "thresholds": cuts_of(thresholds),  # so that any candidate can be promoted
-        }
+        write_candidate(directory, candidate, data.vocabulary, properties["as_of_days"])
+        return recorded
 
     return models.add(audience.name, model, write)
 
@@ -303,11 +306,11 @@ def _train(
     """
     rows = data.files.read([VALIDATION, TEST] if elsewhere else [TRAIN, VALIDATION, TEST])
     trained = train(data.files if elsewhere else rows, data.vocabulary.sizes)
-    record = keep_model(model, trained, audience, data, rows, models)
-    scorer, test = models.load(audience.name, model, record.version), rows.subset(TEST)
-    measured = Measured.from_dict(record.properties["metrics"])
-    probabilities = scorer.score(test.bags)
-    card = keep_card(record, scorer, audience, test, probabilities, models, {model: measured.test})
+    kept = data.partition.properties["negatives_kept"]
+    candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+    record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
+    scorer, metrics = models.load(audience.name, model, record.version), {model: candidate.measured.test}
+    card = keep_card(record, scorer, audience, rows.subset(TEST), candidate.scores.test, models, metrics)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(record.version),
         metadata={

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -266,7 +267,7 @@ def make_world(work_dir: Path, rows: int, seed: int, nets: int, most_tasks: int)
     code = b"".join(Path(file).read_bytes() for file in (__file__, scoring_world.__file__))
     name = f"parity-{rows}-{seed}-{nets}-{most_tasks}-{hashlib.sha256(code).hexdigest()[:8]}"
     chosen = dict(list(NETS.items())[:nets])
-    world = World((work_dir / name).absolute(), chosen, group_rows=-(-rows // most_tasks))
+    world = World((work_dir / name).absolute(), chosen, group_rows=ceil(rows / most_tasks))
     done = world.home / "made"
     if done.exists():
         return world
@@ -560,7 +561,7 @@ def _scored(spark: SparkSession, world: World, run: Run, killed: Path) -> DataFr
     file = world.file(run.layout)
     if run.reader == "row_groups":
         groups = pq.read_metadata(file).num_row_groups
-        rows_per_task = world.group_rows * -(-groups // run.tasks) if run.tasks else ROWS_PER_TASK
+        rows_per_task = world.group_rows * ceil(groups / run.tasks) if run.tasks else ROWS_PER_TASK
         scored = score_files(spark, [file], world.bundles, rows_per_task=rows_per_task)
         return die_at_first(scored, killed) if run.failing else scored
     rows = spark.read.parquet(str(file))

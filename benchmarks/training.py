@@ -11,6 +11,7 @@ rows read from files, in a new process each, and reports the most memory it took
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def measure_streamed(count: int, work_dir: Path, seed: int) -> Usage:
     """One epoch over `count` rows in files, as a new process."""
     home = work_dir / f"training-rows-{seed}"
     home.mkdir(parents=True, exist_ok=True)
-    paths = [home / f"{place}.parquet" for place in range(-(-count // FILE_ROWS))]
+    paths = [home / f"{place}.parquet" for place in range(ceil(count / FILE_ROWS))]
     for place, path in enumerate(paths):
         if path.exists():
             continue

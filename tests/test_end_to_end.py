@@ -28,9 +28,16 @@ from pipelines.steps.labels.training_rows import (
     TrainingRows,
 )
 from pipelines.steps.labels.training_set import PromotionBlock
+from pipelines.steps.models.bundle import TrainedModel
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
-from pipelines.steps.promotion.candidate_models import BLEND, CANDIDATES, bundle_candidate
+from pipelines.steps.promotion.candidate_models import (
+    BLEND,
+    CANDIDATES,
+    Measured,
+    measure_candidate,
+    write_candidate,
+)
 from resources.lake import Lake
 from resources.snapshots import Snapshot
 from tests.small_project import (
@@ -259,6 +266,12 @@ def test_training_again_on_the_same_rows_makes_the_same_models(chain: Chain, tmp
     assert versions == {name: chain.project.models.current("car_buyers", name).version for name in versions}
 
 
+def _bundled(directory: Path, model: TrainedModel, vocabulary: Vocabulary, rows: TrainingRows) -> Measured:
+    candidate = measure_candidate(model, vocabulary, rows)
+    write_candidate(directory, candidate, vocabulary, [])
+    return candidate.measured
+
+
 def training_rows(project: SmallProject) -> tuple[TrainingRows, Vocabulary]:
     partition = project.lake.partition("training_set", "car_buyers")
     vocabulary = project.models.vocabulary(partition.properties["vocabulary_hash"])
@@ -278,7 +291,7 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     served = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
-        measured = bundle_candidate(directory, seer, vocabulary, rows, [])
+        measured = _bundled(directory, seer, vocabulary, rows)
         known_then = {name: value for name, value in served.items() if name != "promotion_block"}
         return {**known_then, "metrics": measured.to_dict()}
 
@@ -306,7 +319,7 @@ def learn_the_contrary(project: SmallProject) -> None:
     )
 
     def write(directory: Path) -> Mapping[str, Any]:
-        measured = bundle_candidate(directory, contrary, vocabulary, rows, [])
+        measured = _bundled(directory, contrary, vocabulary, rows)
         return {**known, "metrics": measured.to_dict()}
 
     for name in CANDIDATES:

@@ -6,6 +6,7 @@ after the midnight that ends the as-of day is in it.
 
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
+from math import ceil
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -40,7 +41,7 @@ def files_of(daily_devices: Sequence[int]) -> int:
         daily_devices: Rows of `daily_fields` on each day of the window; the window's own number is not known
             before the work is done, and is mostly not many times that of its busiest day.
     """
-    return max(LEAST_FILES, -(-max(daily_devices, default=0) // DEVICES_PER_FILE))
+    return max(LEAST_FILES, ceil(max(daily_devices, default=0) / DEVICES_PER_FILE))
 
 
 def window(as_of: date, window_days: int, first_day: date) -> list[date]:

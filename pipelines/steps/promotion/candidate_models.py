@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.steps.config.audience import SegmentSpec
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
-from pipelines.steps.models.blend_model import BlendedModel
+from pipelines.steps.models.blend_model import BlendedModel, mean_in_logits
 from pipelines.steps.models.bundle import TrainedModel, write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.calibration import Calibration, correct_for_sampling, fit_calibration
@@ -38,56 +38,108 @@ class Measured:
         return cls(Metrics(**plain["validation"]), Metrics(**plain["test"]))  # type: ignore[arg-type]
 
 
-def bundle_candidate(
-    directory: Path,
+@dataclass(frozen=True)
+class Scores:
+    """A model's probabilities, each split scored once.
+
+    Attributes:
+        validation: float32 [rows] of the VALIDATION rows.
+        test: float32 [rows] of the TEST rows.
+    """
+
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model with all that its bundle will say of it.
+
+    Attributes:
+        trained: The model.
+        calibration: Fitted on the VALIDATION rows.
+        measured: Its metrics, calibrated.
+        scores: What its bundle gives, calibrated.
+    """
+
+    trained: TrainedModel
+    calibration: Calibration
+    measured: Measured
+    scores: Scores
+
+
+def measure_candidate(
     trained: TrainedModel,
     vocabulary: Vocabulary,
     rows: TrainingRows,
-    training_days: Sequence[str],
     *,
     negatives_kept: float = 1.0,
-) -> Measured:
-    """Writes a candidate's bundle, calibrated on the VALIDATION rows and measured through the bundle itself.
+    scores: Scores | None = None,
+) -> Candidate:
+    """Calibrates a model on the VALIDATION rows and measures it, by the probabilities that its bundle gives.
+
+    Args:
+        trained: The model.
+        vocabulary: Its rows were encoded with it.
+        rows: VALIDATION and TEST, and maybe others.
+        negatives_kept: Share of the TRAIN rows' negatives that the model was trained on.
+        scores: What it gives before it is calibrated, where that is known.
+    """
+    validation, test = rows.subset(VALIDATION), rows.subset(TEST)
+    plain = scores or _score_plain(trained, vocabulary, validation, test)
+    corrected = correct_for_sampling(plain.validation, negatives_kept)
+    calibration = fit_calibration(validation.labels, corrected).after_sampling(negatives_kept)
+    calibrated = Scores(calibration.apply(plain.validation), calibration.apply(plain.test))
+    measured = Measured(
+        evaluate(validation.labels, calibrated.validation), evaluate(test.labels, calibrated.test)
+    )
+    return Candidate(trained, calibration, measured, calibrated)
+
+
+def _score_plain(
+    trained: TrainedModel, vocabulary: Vocabulary, validation: TrainingRows, test: TrainingRows
+) -> Scores:
+    """What the model's bundle gives while it holds no calibration."""
+    with TemporaryDirectory() as scratch:
+        plain = Path(scratch) / "bundle"
+        write_bundle(plain, trained, vocabulary, training_days=[], code_version=CODE_VERSION, metrics={})
+        scorer = load_bundle(plain)
+    return Scores(scorer.score(validation.bags), scorer.score(test.bags))
+
+
+def write_candidate(
+    directory: Path, candidate: Candidate, vocabulary: Vocabulary, training_days: Sequence[str]
+) -> None:
+    """Writes a candidate's bundle.
 
     Args:
         directory: Where the bundle goes.
-        trained: The model.
+        candidate: The model, calibrated and measured.
         vocabulary: Its rows were encoded with it.
-        rows: All splits; VALIDATION and TEST are scored.
         training_days: The as-of days, ISO dates.
-        negatives_kept: Share of the TRAIN rows' negatives that the model was trained on.
     """
-
-    def write(path: Path, measured: Measured | None, calibration: Calibration | None) -> None:
-        write_bundle(
-            path,
-            trained,
-            vocabulary,
-            training_days=training_days,
-            code_version=CODE_VERSION,
-            metrics=measured.to_dict() if measured else {},
-            calibration=calibration,
-        )
-
-    validation, test = rows.subset(VALIDATION), rows.subset(TEST)
-    with TemporaryDirectory() as scratch:
-        plain = Path(scratch) / "bundle"
-        write(plain, None, None)
-        scorer = load_bundle(plain)
-        of_validation, of_test = scorer.score(validation.bags), scorer.score(test.bags)
-    corrected = correct_for_sampling(of_validation, negatives_kept)
-    calibration = fit_calibration(validation.labels, corrected).after_sampling(negatives_kept)
-    measured = Measured(
-        evaluate(validation.labels, calibration.apply(of_validation)),
-        evaluate(test.labels, calibration.apply(of_test)),
+    write_bundle(
+        directory,
+        candidate.trained,
+        vocabulary,
+        training_days=training_days,
+        code_version=CODE_VERSION,
+        metrics=candidate.measured.to_dict(),
+        calibration=candidate.calibration,
     )
-    write(directory, measured, calibration)
-    return measured
 
 
 def blend_of(members: Mapping[str, Path]) -> BlendedModel:
     """The candidates' bundles as one model."""
     return BlendedModel({name: members[name] for name in CANDIDATES if name in members})
+
+
+def blend_scores(members: Mapping[str, Scores]) -> Scores:
+    """What the members' blend gives, from what they give."""
+    own = [members[name] for name in CANDIDATES if name in members]
+    return Scores(
+        mean_in_logits([scores.validation for scores in own]), mean_in_logits([scores.test for scores in own])
+    )
 
 
 def find_thresholds(
