@@ -30,9 +30,9 @@ from pydantic import Field, PrivateAttr
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.errors import DataError
+from pipelines.steps.errors import DataError, abridged
 from resources.durable_files import draft_beside, make_directory_durably, sync_directory, write_durably
-from resources.snapshots import Partition, Snapshot, Versions, abridged, read_partition
+from resources.snapshots import Partition, Snapshot, Versions, read_partition
 
 ORPHAN_AGE_SECONDS = 24 * 3600
 """Unnamed data younger than this may belong to a write in progress, or to a reader of the last version."""

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from pipelines.steps.config.settings import MADE_WITH, require_settings
-from pipelines.steps.errors import DataError
+from pipelines.steps.errors import DataError, abridged
 
 Versions = Mapping[str, str]
 """Table and key, such as "daily_fields/2025-05-30" → the version of that partition."""
@@ -150,10 +150,3 @@ def _require_same_columns(
             expected=expected,
             remedy=f"materialize {table} for these partitions again (a backfill over the range does it)",
         )
-
-
-def abridged(keys: Sequence[str], most: int = 6) -> str:
-    """Keys for a message: the first few, the last, and how many there are."""
-    if len(keys) <= most:
-        return ", ".join(keys)
-    return f"{', '.join(keys[: most - 1])}, … {keys[-1]} ({len(keys)} in all)"

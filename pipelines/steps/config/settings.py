@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig, FieldSpec
-from pipelines.steps.errors import DataError
+from pipelines.steps.errors import DataError, abridged
 
 MADE_WITH = "made_with"
 """The property of a partition that holds its settings."""
@@ -95,22 +95,17 @@ def require_settings(
     key, partitions = next(iter(changed.items()))
     before = made_with[partitions[0]].get(key, missing)
     others = [other for other in changed if other != key]
+    stale = f"{table} {abridged(partitions, SHOWN)}"
     if by is None:
-        what = f"{table} {_abridged(partitions)} was made before {FIELDS_FILE} said what it says now: `{key}`"
+        what = f"{stale} was made before {FIELDS_FILE} said what it says now: `{key}`"
         remedy = f"{BACKFILLS.get(table, f'materialize {table} again')}; or set {FIELDS_FILE} back. "
         remedy += "A new project wants a DATA_DIR and DAGSTER_HOME of its own"
     else:
-        what = f"{table} {_abridged(partitions)} was made with another `{key}` than {by} was trained with"
+        what = f"{stale} was made with another `{key}` than {by} was trained with"
         remedy = "run features_job for the as-of days, then training_job: a model goes with its settings"
     raise DataError(
         what,
         found="nothing was said of it then" if before is missing else repr(before),
-        expected=repr(plain[key]) + (f" (also changed: {_abridged(others)})" if others else ""),
+        expected=repr(plain[key]) + (f" (also changed: {abridged(others, SHOWN)})" if others else ""),
         remedy=remedy,
     )
-
-
-def _abridged(names: Sequence[str]) -> str:
-    if len(names) <= SHOWN:
-        return ", ".join(names)
-    return f"{', '.join(names[: SHOWN - 1])}, … {names[-1]} ({len(names)} in all)"
