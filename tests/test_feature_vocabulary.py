@@ -180,6 +180,21 @@ def test_rows_are_taken_in_the_order_named(lists: list[list[int]], data: st.Data
     assert to_lists(taken) == [lists[row] for row in rows]
 
 
+@given(ID_LISTS)
+def test_chosen_ids_are_counted_and_kept_row_by_row(lists: list[list[int]]) -> None:
+    ragged = Ragged.from_lists(lists)
+    odd = [[token_id for token_id in row if token_id % 2] for row in lists]
+    assert to_lists(ragged.filter(ragged.values % 2 == 1)) == odd
+    assert ragged.count(ragged.values % 2 == 1).tolist() == [len(row) for row in odd]
+
+
+@given(st.lists(ID_LISTS, max_size=3))
+def test_rows_of_several_follow_one_another(pieces: list[list[list[int]]]) -> None:
+    whole = Ragged.concatenated([Ragged.from_lists(lists) for lists in pieces])
+    assert to_lists(whole) == [row for lists in pieces for row in lists]
+    assert whole.to_arrow().to_pylist() == to_lists(whole)
+
+
 @given(ID_LISTS, st.data())
 def test_an_arrow_column_is_read_whatever_its_slices_and_chunks(
     lists: list[list[int]], data: st.DataObject
