@@ -1,8 +1,8 @@
 # Every path here is relative and quoted: the checkout may stand in a folder with a space in its name.
 
 PORT ?= 3000
-# Where the sample data lies beside the checkout, it needs no naming.
-DATA ?= $(wildcard ../shared/data/online_retail/events.parquet)
+# SAMPLE_DATA, where it is set, is the folder of the sample data: then DATA needs no naming.
+DATA ?= $(if $(SAMPLE_DATA),$(SAMPLE_DATA)/online_retail/events.parquet)
 export DATA PORT
 
 # The environment of every command: only this project's packages (a foreign `assets` on PYTHONPATH must not win),

@@ -6,8 +6,10 @@ from datetime import date, timedelta
 import dagster as dg
 import pandas as pd
 
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.app_events import (
+from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings
+from pipelines.steps.events.app_events import (
     accept_events,
     account_rows,
     count_undated,
@@ -15,17 +17,15 @@ from pipelines.steps.app_events import (
     quarantine_events,
     read_raw_events,
 )
-from pipelines.steps.event_alarms import (
+from pipelines.steps.events.event_alarms import (
     WEEKS_BEFORE,
     count_days,
     days_before,
     unusual_number,
     unusual_rejections,
 )
-from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.event_names import COPIES, REASON, named_columns
-from pipelines.steps.project import Project
-from pipelines.steps.settings import MADE_WITH, code_version, event_settings
+from pipelines.steps.events.event_columns import check_event_columns
+from pipelines.steps.events.event_names import COPIES, REASON, named_columns
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
 from resources.lake import Lake, materialized
 from resources.spark import Spark

@@ -14,25 +14,27 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from pipelines.steps.candidate_models import (
-    BLEND,
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
+from pipelines.steps.models.bundle import Scorer, TrainedModel
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.metrics import Difference, Metrics, Threshold
+from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
-    Measured,
-    bundle_candidate,
+    Candidate,
     find_thresholds,
+    measure_candidate,
+    write_candidate,
 )
-from pipelines.steps.champion_model import Promotion
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import Scorer, TrainedModel, load_bundle
-from pipelines.steps.model_card import Card, draw_curves, inline_image, make_card
-from pipelines.steps.model_comparison import Difference, Metrics, Threshold
-from pipelines.steps.model_report import report_model
-from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
+from pipelines.steps.promotion.champion_model import Promotion
+from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
+from pipelines.steps.promotion.model_report import report_model
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
-from resources.lake import Lake, Partition
+from resources.lake import Lake
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
+from resources.snapshots import Partition
 from resources.spark import Spark
 
 Rows = TrainingRows | TrainingFiles
@@ -76,15 +78,27 @@ CANDIDATE_CHECKS = [
 ]
 
 
-class DnnTraining(dg.Config):
-    """Settings of the network that a run may change."""
+NETWORK = DnnConfig()
+"""The settings of a run that changes none."""
 
-    embedding_dim: int = Field(default=16, ge=1, le=1024, description="Width of every field's embedding.")
-    hidden: list[int] = Field(default=[128, 64], description="Width of each hidden layer.")
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="Share of hidden activations dropped.")
-    members: int = Field(default=3, ge=1, le=16, description="Networks whose logits are averaged.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="AdamW's step.")
-    batch_rows: int | None = Field(default=None, ge=1, description="Rows per step; by the rows if unset.")
+
+class DnnTraining(dg.Config):
+    """Settings of the network that a run may change; what each does, `DnnConfig` says."""
+
+    embedding_dim: int = Field(
+        default=NETWORK.embedding_dim, ge=1, le=1024, description="Width of every field's embedding."
+    )
+    hidden: list[int] = Field(default=list(NETWORK.hidden), description="Width of each hidden layer.")
+    dropout: float = Field(
+        default=NETWORK.dropout, ge=0, lt=1, description="Share of hidden activations dropped."
+    )
+    members: int = Field(
+        default=NETWORK.members, ge=1, le=16, description="Networks whose logits are averaged."
+    )
+    learning_rate: float = Field(default=NETWORK.learning_rate, gt=0, description="AdamW's step.")
+    batch_rows: int | None = Field(
+        default=NETWORK.batch_rows, ge=1, description="Rows per step; by the rows if unset."
+    )
     processes: int = Field(default=1, ge=1, description="Processes that train together, started by Spark.")
     stream_above: int = Field(
         default=5_000_000,
@@ -111,9 +125,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         A run that was killed goes on from its last epoch when it is run again.
         """
-        from pipelines.steps.distributed_training import train_dnn_distributed
-        from pipelines.steps.dnn_model import DnnConfig, TrainedDnn  # torch takes seconds to import
-        from pipelines.steps.dnn_training import train_dnn
+        from pipelines.steps.models.distributed_training import train_dnn_distributed
+        from pipelines.steps.models.dnn_model import TrainedDnn
+        from pipelines.steps.models.dnn_training import train_dnn
 
         named = config.model_dump(exclude={"processes", "stream_above", "hidden"})
         settings = DnnConfig(
@@ -161,7 +175,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         context: dg.AssetExecutionContext, config: XGBoostTraining, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
-        from pipelines.steps.xgboost_model import XGBoostConfig, tune_xgboost
+        from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 
         settings = XGBoostConfig(seed=training.seed)
 
@@ -176,7 +190,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     @dg.asset(key=[audience.name, "logistic_model"], kinds={"scikitlearn"}, deps=[rows_key], group_name=group)
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
-        from pipelines.steps.logistic_model import LogisticConfig, train_logistic
+        from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
             rows = _in_memory(rows)
@@ -203,30 +217,34 @@ def read_training_data(audience: Audience, lake: Lake, models: ModelStore) -> Tr
 
 def keep_model(
     model: str,
-    trained: TrainedModel,
+    candidate: Candidate,
+    labels: np.ndarray,
     audience: Audience,
     data: TrainingData,
-    rows: TrainingRows,
     models: ModelStore,
 ) -> ModelRecord:
-    """Bundles a model, measured and calibrated, and records it as the audience's current one of its kind."""
+    """Bundles a model and records it as the audience's current one of its kind.
+
+    Args:
+        model: Its name.
+        candidate: The model, calibrated and measured.
+        labels: [rows] of the VALIDATION rows, on which the segments' cuts are found.
+        audience: What it is of.
+        data: Its training set.
+        models: Where it goes.
+    """
     properties = data.partition.properties
+    thresholds = find_thresholds(labels, candidate.scores.validation, audience.segments)
+    recorded = {
+        "training_set": data.partition.version,
+        **properties,
+        "metrics": candidate.measured.to_dict(),
+        "thresholds": cuts_of(thresholds),  # so that any candidate can be promoted
+    }
 
     def write(directory: Path) -> Mapping[str, Any]:
-        # a blend's members are corrected already
-        kept = 1.0 if model == BLEND else properties["negatives_kept"]
-        measured = bundle_candidate(
-            directory, trained, data.vocabulary, rows, properties["as_of_days"], negatives_kept=kept
-        )
-        validation = rows.subset(VALIDATION)
-        probabilities = load_bundle(directory).score(validation.bags)
-        thresholds = find_thresholds(validation.labels, probabilities, audience.segments)
-        return {
-            "training_set": data.partition.version,
-            **properties,
-            "metrics": measured.to_dict(),
-            "thresholds": cuts_of(thresholds),  # so that any candidate can be promoted
-        }
+        write_candidate(directory, candidate, data.vocabulary, properties["as_of_days"])
+        return recorded
 
     return models.add(audience.name, model, write)
 
@@ -288,11 +306,11 @@ def _train(
     """
     rows = data.files.read([VALIDATION, TEST] if elsewhere else [TRAIN, VALIDATION, TEST])
     trained = train(data.files if elsewhere else rows, data.vocabulary.sizes)
-    record = keep_model(model, trained, audience, data, rows, models)
-    scorer, test = models.load(audience.name, model, record.version), rows.subset(TEST)
-    measured = Measured.from_dict(record.properties["metrics"])
-    probabilities = scorer.score(test.bags)
-    card = keep_card(record, scorer, audience, test, probabilities, models, {model: measured.test})
+    kept = data.partition.properties["negatives_kept"]
+    candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+    record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
+    scorer, metrics = models.load(audience.name, model, record.version), {model: candidate.measured.test}
+    card = keep_card(record, scorer, audience, rows.subset(TEST), candidate.scores.test, models, metrics)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(record.version),
         metadata={

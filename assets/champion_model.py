@@ -1,16 +1,32 @@
 """champion_model: the best candidate, or their blend; it serves where the promotion rows say that it may."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import pandas as pd
 
 from assets.candidate_models import TrainingData, cuts_of, keep_card, keep_model, read_training_data
-from pipelines.steps.candidate_models import BLEND, CANDIDATES, Measured, blend_of, find_thresholds
-from pipelines.steps.champion_model import (
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.errors import BundleError, TrainingError
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_set import PromotionBlock
+from pipelines.steps.models.bundle import Scorer
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.metrics import compare_auc
+from pipelines.steps.promotion.candidate_models import (
+    BLEND,
+    CANDIDATES,
+    Measured,
+    Scores,
+    blend_of,
+    blend_scores,
+    find_thresholds,
+    measure_candidate,
+)
+from pipelines.steps.promotion.champion_model import (
     CHANCE,
     ENOUGH_DEVICES,
     Former,
@@ -20,14 +36,7 @@ from pipelines.steps.champion_model import (
     choose,
     decide_promotion,
 )
-from pipelines.steps.errors import BundleError, TrainingError
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import Scorer, load_bundle
-from pipelines.steps.model_card import Card
-from pipelines.steps.model_comparison import compare_auc
-from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
-from pipelines.steps.training_set import PromotionBlock
+from pipelines.steps.promotion.model_card import Card
 from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import CHALLENGER, CHAMPION, ModelRecord
@@ -76,19 +85,17 @@ def blocking_checks() -> list[str]:
 
 @dataclass(frozen=True)
 class Scored:
-    """A model and its probabilities, each split scored once.
+    """A kept model and its probabilities, each split scored once.
 
     Attributes:
         record: Which version.
         scorer: Its bundle, loaded.
-        validation: [rows] of the VALIDATION rows.
-        test: [rows] of the TEST rows.
+        scores: Its probabilities.
     """
 
     record: ModelRecord
     scorer: Scorer
-    validation: np.ndarray
-    test: np.ndarray
+    scores: Scores
 
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -111,15 +118,22 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         block = _block_of(data, audience)
         rows = data.files.read([VALIDATION, TEST, PROMOTION])
         validation, test, kept = (rows.subset(split) for split in (VALIDATION, TEST, PROMOTION))
-        blend = blend_of({name: models.bundle(record) for name, record in candidates.items()})
-        records = {**candidates, BLEND: keep_model(BLEND, blend, audience, data, rows, models)}
-        scored = {name: _score(record, validation, test, models) for name, record in records.items()}
+        scored = {name: _score(record, validation, test, models) for name, record in candidates.items()}
+        # Its members are corrected for negatives left out already.
+        blend = measure_candidate(
+            blend_of({name: models.bundle(record) for name, record in candidates.items()}),
+            data.vocabulary,
+            rows,
+            scores=blend_scores({name: each.scores for name, each in scored.items()}),
+        )
+        record = keep_model(BLEND, blend, validation.labels, audience, data, models)
+        scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)
         choice = choose(
-            validation.labels, {name: each.validation for name, each in scored.items()}, seed=seed
+            validation.labels, {name: each.scores.validation for name, each in scored.items()}, seed=seed
         )
         chosen = scored[choice.name]
         # Again, though the candidate has some: the segments asked for may have changed since it was trained.
-        thresholds = find_thresholds(validation.labels, chosen.validation, audience.segments)
+        thresholds = find_thresholds(validation.labels, chosen.scores.validation, audience.segments)
         promotion = decide_promotion(
             PromotionRows(kept.labels, data.files.devices(PROMOTION)),
             chosen.scorer.score(kept.bags),
@@ -144,7 +158,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             metadata={
                 **challenger.summary(),
                 **_described(promotion, block),
-                "thresholds": {segment: cut.__dict__ if cut else None for segment, cut in thresholds.items()},
+                "thresholds": {segment: asdict(cut) if cut else None for segment, cut in thresholds.items()},
                 "card": dg.MetadataValue.md(card.inline()),
                 "card_path": dg.MetadataValue.path(str(models.card(challenger))),
                 "blend above the best candidate (validation AUC)": (
@@ -160,7 +174,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
 def _score(record: ModelRecord, validation: TrainingRows, test: TrainingRows, models: ModelStore) -> Scored:
     scorer = models.load(record.audience, record.model, record.version)
-    return Scored(record, scorer, scorer.score(validation.bags), scorer.score(test.bags))
+    return Scored(record, scorer, Scores(scorer.score(validation.bags), scorer.score(test.bags)))
 
 
 def _keep_cards(
@@ -176,10 +190,10 @@ def _keep_cards(
     metrics = {n: Measured.from_dict(each.record.properties["metrics"]).test for n, each in scored.items()}
     if chosen != BLEND:
         own = scored[BLEND]
-        keep_card(own.record, own.scorer, audience, test, own.test, models, {BLEND: metrics[BLEND]})
+        keep_card(own.record, own.scorer, audience, test, own.scores.test, models, {BLEND: metrics[BLEND]})
     own, seed = scored[chosen], audience.training.seed
     differences = {
-        name: compare_auc(test.labels, own.test, each.test, seed=seed)
+        name: compare_auc(test.labels, own.scores.test, each.scores.test, seed=seed)
         for name, each in scored.items()
         if name != chosen
     }
@@ -188,7 +202,7 @@ def _keep_cards(
         own.scorer,
         audience,
         test,
-        own.test,
+        own.scores.test,
         models,
         {chosen: metrics[chosen], **metrics},
         differences,

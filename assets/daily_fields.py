@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from pyspark.sql import functions as F
 
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.daily_fields import aggregate_days, event_columns
-from pipelines.steps.project import Project
-from pipelines.steps.settings import MADE_WITH, code_version, daily_settings, event_settings
+from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, event_settings
+from pipelines.steps.features.daily_fields import aggregate_days, event_columns
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, Partition, materialized
+from resources.lake import Lake, materialized
+from resources.snapshots import Partition
 from resources.spark import Spark
 
 KEY = dg.AssetKey("daily_fields")

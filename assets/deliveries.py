@@ -11,15 +11,16 @@ import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
 from assets import app_events, champion_model, daily_fields, feature_tokens, predictions, segments
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.deliveries import count_rows, sha256
+from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.config.audience import Audience, FolderDestination
+from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import DataError
-from pipelines.steps.project import Audience, FolderDestination
-from pipelines.steps.settings import code_version
+from pipelines.steps.targeting.deliveries import count_rows, sha256
 from resources.destinations import Delivery, Destinations
 from resources.expectations import Check, check_specs, evaluate, expect, report, subjects_of, verdict
-from resources.lake import Lake, Partition, day_of
+from resources.lake import Lake
 from resources.model_store import ModelStore
+from resources.snapshots import Partition, day_of
 from resources.verdicts import PASSED, Link, Verdicts, require_passed, trace
 
 CHECKS = [

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from pyspark.sql import functions as F
 
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.feature_tokens import PARQUET_OPTIONS, collect_tokens, files_of, window
-from pipelines.steps.project import Project
-from pipelines.steps.settings import MADE_WITH, code_version, daily_settings, token_settings
+from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, token_settings
+from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS, collect_tokens, files_of, window
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
 from resources.lake import Lake, materialized
 from resources.spark import Spark

@@ -6,11 +6,12 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from pipelines.partitions import SPARK_POOL, keys_of
-from pipelines.steps.feature_vocabulary import RESERVED_IDS, Vocabulary, count_token_devices, fit_vocabulary
-from pipelines.steps.project import Project
-from pipelines.steps.settings import code_version, token_settings
-from pipelines.steps.training_set import matured_as_of_days
+from assets.partitions import SPARK_POOL, keys_of
+from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import code_version, token_settings
+from pipelines.steps.features.encoded_rows import RESERVED_IDS
+from pipelines.steps.features.feature_vocabulary import Vocabulary, count_token_devices, fit_vocabulary
+from pipelines.steps.labels.as_of_days import matured_as_of_days
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_store import ModelStore

@@ -8,20 +8,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import MADE_WITH, fields_of_settings
 from pipelines.steps.errors import AudienceFactoryError, BundleError, DataError
-from pipelines.steps.model_bundle import read_manifest
-from pipelines.steps.predictions import (
-    MAX_PARITY_DIFFERENCE,
-    PARQUET_OPTIONS,
-    Parity,
-    compare_with_local,
-    sample_scored,
-    score_files,
-    worker_threads,
-)
-from pipelines.steps.project import Audience, Project
-from pipelines.steps.settings import MADE_WITH, fields_of_settings
+from pipelines.steps.models.bundle import read_manifest
+from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, Parity, compare_with_local, sample_scored
+from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files, worker_threads
 from resources.expectations import (
     Check,
     Subject,
@@ -34,9 +28,10 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, Snapshot, materialized
+from resources.lake import Lake, materialized
 from resources.model_log import CHAMPION, ModelRecord
 from resources.model_store import ModelStore
+from resources.snapshots import Snapshot
 from resources.spark import Spark
 
 PARITY_DEVICES = 2_000

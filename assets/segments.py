@@ -9,11 +9,11 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from assets.predictions import key_of as predictions_key
-from pipelines.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
-from pipelines.steps.project import Audience
-from pipelines.steps.segments import select_segments, why_withheld, withheld_segments
-from pipelines.steps.settings import code_version
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.settings import code_version
+from pipelines.steps.targeting.segments import select_segments, why_withheld, withheld_segments
 from resources.expectations import (
     Check,
     blocking_names,
@@ -24,8 +24,9 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, Snapshot, materialized
+from resources.lake import Lake, materialized
 from resources.model_store import ModelStore
+from resources.snapshots import Snapshot
 from resources.spark import Spark
 
 ROW_CHECKS = [

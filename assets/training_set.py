@@ -9,18 +9,14 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.partitions import SPARK_POOL, keys_of
-from pipelines.steps.label_values import label_columns
-from pipelines.steps.project import Audience, Project
-from pipelines.steps.settings import MADE_WITH, code_version, event_settings, token_settings
-from pipelines.steps.training_rows import SPLIT_NAMES
-from pipelines.steps.training_set import (
-    PromotionBlock,
-    build_rows,
-    count_splits,
-    label_days,
-    matured_as_of_days,
-)
+from assets.partitions import SPARK_POOL, keys_of
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.label_values import label_columns
+from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings, token_settings
+from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
+from pipelines.steps.labels.training_rows import SPLIT_NAMES
+from pipelines.steps.labels.training_set import PromotionBlock, build_rows, count_splits
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake, materialized
 from resources.model_store import ModelStore

@@ -31,7 +31,7 @@ from benchmarks.chaos_world import KEYS, NEW, OLD, Reader, World
 from benchmarks.measure import Report
 
 TRIES = 5
-"""How often a schedule that missed is drawn again."""
+"""Times that a schedule which missed is drawn again."""
 ERROR_CHARACTERS = 1_000
 
 

@@ -31,7 +31,7 @@ JOB_SECONDS = 600
 """A job that takes longer hangs; an undisturbed one takes seconds."""
 START_SECONDS = 300
 END_SECONDS = 30
-"""How long the processes of a driver may outlive it."""
+"""Seconds that the processes of a driver may outlive it."""
 TICK_SECONDS = 0.05
 FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 LOST_SECONDS = 15
@@ -261,7 +261,7 @@ def _obey(order: Order, session: SparkSession) -> Answer:
 
 @contextmanager
 def _master(kind: str, home: Path) -> Iterator[str]:
-    """Where the driver finds its executors."""
+    """The master that the driver finds its executors by."""
     if kind == "steady":
         yield f"local-cluster[{SLOTS},1,1024]"
         return

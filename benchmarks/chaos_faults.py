@@ -67,7 +67,7 @@ class Job:
         return bool(self._new())
 
     def output(self) -> Path:
-        """Where the job writes; there is no such folder before it does."""
+        """The folder that the job writes to; there is none before it does."""
         return next(iter(self._new()), self._data() / "none")
 
     def committed(self) -> list[Path]:
@@ -75,7 +75,7 @@ class Job:
         return list((self.output() / "_temporary" / "0").glob("task_*"))
 
     def lost(self, name: str) -> Path:
-        """Where something is moved that is to be gone."""
+        """The place that something is moved to that is to be gone."""
         path = Path(self.lake.root) / "lost" / name
         path.parent.mkdir(exist_ok=True)
         return path
@@ -275,7 +275,7 @@ def _alter_row_group(job: Job) -> Strike:
 
 
 def _truncate_row_group(job: Job) -> Strike:
-    """In the middle of it, with all that follows, the footer too."""
+    """Cuts a row group in its middle, and off goes all that follows, the footer too."""
     row_group = job.row_group_ahead()
     part = "row group" if job.is_planned() else "the footer"
     os.truncate(row_group.file, Random(job.schedule.victim).choice(_pages(row_group)))
@@ -284,7 +284,7 @@ def _truncate_row_group(job: Job) -> Strike:
 
 
 def _pages(row_group: RowGroup) -> range:
-    """Where its bytes lie in the file."""
+    """The place of its bytes in the file."""
     metadata = pq.read_metadata(row_group.file).row_group(row_group.index)
     chunks = [metadata.column(place) for place in range(metadata.num_columns)]
     begins = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]

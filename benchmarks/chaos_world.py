@@ -17,12 +17,13 @@ from pyspark.sql import SparkSession
 
 from benchmarks.chaos_clusters import SLOTS, Clusters
 from pipelines.steps.errors import AudienceFactoryError
-from pipelines.steps.feature_tokens import PARQUET_OPTIONS as TOKENS_PARQUET_OPTIONS
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import load_bundle, write_bundle
-from pipelines.steps.predictions import PARQUET_OPTIONS, score_files
+from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS as TOKENS_PARQUET_OPTIONS
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.row_groups import RowGroup, list_row_groups
-from pipelines.steps.scoring_threads import limit_threads
+from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files
+from pipelines.steps.scoring.scoring_threads import limit_threads
 from resources.lake import Lake
 
 DAY = date(2025, 5, 30)
@@ -230,7 +231,8 @@ def _feature_tokens(rows: int, seed: int) -> pa.Table:
 def _write_bundle(directory: Path, seed: str) -> Path:
     import torch
 
-    from pipelines.steps.dnn_model import AudienceNet, DnnConfig, TrainedDnn
+    from pipelines.steps.models.dnn_config import DnnConfig
+    from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 
     vocabulary = Vocabulary(
         tuple(
@@ -241,7 +243,7 @@ def _write_bundle(directory: Path, seed: str) -> Path:
     config = DnnConfig.published(embedding_dim=32, hidden=HIDDEN)
     torch.manual_seed(Random(seed).getrandbits(63))
     network = AudienceNet(
-        list(vocabulary.sizes.values()), embedding_dim=32, hidden=HIDDEN, embedding_init_sd=1.0
+        list(vocabulary.sizes.values()), embedding_dim=32, hidden=HIDDEN, embedding_init_std=1.0
     )
     model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
     write_bundle(directory, model, vocabulary, training_days=[str(DAY)], code_version="benchmark", metrics={})

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.features.encoded_rows import EncodedRows, Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.2
 MIN_ROWS = 5

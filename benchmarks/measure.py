@@ -31,7 +31,7 @@ SAMPLE_SECONDS = 0.2
 RESAMPLES = 10_000
 INTERVAL_PERCENT = 95
 ORPHAN_SECONDS = 15
-"""How long processes that a finished command left behind may take to end by themselves."""
+"""Seconds that processes which a finished command left behind may take to end by themselves."""
 _SET_CHILD_SUBREAPER = 36
 """Linux's prctl option: orphans below this process become its children, not init's."""
 
@@ -211,7 +211,7 @@ def missing_package(module: str) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what it ran."""
+    """The machine and the packages that it ran with."""
     packages = ["numpy", "pyarrow", "pyspark", "torch", "daft", "mlflow-skinny", "ray"]
     installed = {dist.name for dist in importlib.metadata.distributions()}
     return {

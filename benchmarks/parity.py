@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,14 +32,16 @@ from torch.nn import functional
 
 from benchmarks import scoring_world
 from benchmarks.measure import machine
-from pipelines.steps.dnn_model import DnnConfig, Pooling, TrainedDnn
-from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.model_bundle import write_bundle
-from pipelines.steps.predictions import score_devices, score_files
+from pipelines.steps.features.encoded_rows import Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling
+from pipelines.steps.models.dnn_model import TrainedDnn
+from pipelines.steps.models.dnn_training import train_dnn
 from pipelines.steps.row_groups import ROWS_PER_TASK
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.scoring.predictions import score_devices, score_files
 from resources.spark import Spark
 
 MAX_DIFFERENCE = 1e-6
@@ -50,15 +53,15 @@ OTHER_BATCH_ROWS = 65_536
 MISSING, UNKNOWN, RESERVED = 0, 1, 2
 """Ids of an empty bag and of an unknown token, and how many ids come before the first token's."""
 TRAINING_ROWS = 24_000
-"""At most; fewer where fewer are scored."""
+"""The most rows; fewer where fewer are scored."""
 EPOCHS = 2
 ODD_SHARE = 0.05
-"""Of the bags of each field, for each way of being odd."""
+"""Share of the bags of each field, for each way of being odd."""
 
 
 @dataclass(frozen=True)
 class Net:
-    """How a network is built; a `narrow` one knows fewer fields, fewer tokens and shorter bags."""
+    """The shape of a network; a `narrow` one knows fewer fields, fewer tokens and shorter bags."""
 
     embedding_dim: int
     hidden: tuple[int, ...]
@@ -146,7 +149,7 @@ def all_runs(task_counts: Sequence[int]) -> list[Run]:
 
 @dataclass(frozen=True)
 class World:
-    """Where everything lies: the rows in every layout, and the bundles.
+    """The folders of the rows, in every layout, and of the bundles.
 
     Attributes:
         home: The folder.
@@ -264,7 +267,7 @@ def make_world(work_dir: Path, rows: int, seed: int, nets: int, most_tasks: int)
     code = b"".join(Path(file).read_bytes() for file in (__file__, scoring_world.__file__))
     name = f"parity-{rows}-{seed}-{nets}-{most_tasks}-{hashlib.sha256(code).hexdigest()[:8]}"
     chosen = dict(list(NETS.items())[:nets])
-    world = World((work_dir / name).absolute(), chosen, group_rows=-(-rows // most_tasks))
+    world = World((work_dir / name).absolute(), chosen, group_rows=ceil(rows / most_tasks))
     done = world.home / "made"
     if done.exists():
         return world
@@ -558,7 +561,7 @@ def _scored(spark: SparkSession, world: World, run: Run, killed: Path) -> DataFr
     file = world.file(run.layout)
     if run.reader == "row_groups":
         groups = pq.read_metadata(file).num_row_groups
-        rows_per_task = world.group_rows * -(-groups // run.tasks) if run.tasks else ROWS_PER_TASK
+        rows_per_task = world.group_rows * ceil(groups / run.tasks) if run.tasks else ROWS_PER_TASK
         scored = score_files(spark, [file], world.bundles, rows_per_task=rows_per_task)
         return die_at_first(scored, killed) if run.failing else scored
     rows = spark.read.parquet(str(file))
@@ -617,7 +620,7 @@ def content_hash(ids: pa.Table, scores: Scores) -> str:
 
 
 def differences(some: Scores, others: Scores) -> Differences:
-    """How far the scores lie apart, over all audiences.
+    """The largest distance of the scores, over all audiences.
 
     Raises:
         DataError: A probability is not a number, which no difference could tell.

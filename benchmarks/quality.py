@@ -1,4 +1,4 @@
-"""How well each model ranks the users of a data set: `python -m benchmarks.quality --data DIR`.
+"""Measures how well each model ranks the users of a data set: `python -m benchmarks.quality --data DIR`.
 
 DIR holds `users.parquet`: `id` (string), `label` (0 or 1) and features, each a string or a list of strings.
 Each seed splits the users anew (60/20/20 by a hash of the id), fits the vocabulary on the training users, and
@@ -20,16 +20,25 @@ import pyarrow as pa
 from benchmarks.labelled_users import encode_users, read_users, split_users
 from benchmarks.measure import Ratio, Report, paired_ratio
 from benchmarks.simulated_users import attainable, write_users
-from pipelines.steps.candidate_models import BLEND, CANDIDATES, blend_of, bundle_candidate
-from pipelines.steps.champion_model import choose
-from pipelines.steps.dnn_model import DnnConfig
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.logistic_model import LogisticConfig, train_logistic
-from pipelines.steps.model_bundle import TrainedModel, load_bundle
-from pipelines.steps.model_comparison import compare_auc, evaluate
-from pipelines.steps.training_rows import TEST, VALIDATION, TrainingRows
-from pipelines.steps.xgboost_model import XGBoostConfig, tune_xgboost
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import TrainedModel
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+from pipelines.steps.models.metrics import compare_auc, evaluate
+from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
+from pipelines.steps.promotion.candidate_models import (
+    BLEND,
+    CANDIDATES,
+    Candidate,
+    blend_of,
+    blend_scores,
+    measure_candidate,
+    write_candidate,
+)
+from pipelines.steps.promotion.champion_model import choose
 
 CHAMPION = "champion"
 SIMULATION_SEED = 7
@@ -94,22 +103,25 @@ def run_round(rows: TrainingRows, vocabulary: Vocabulary, seed: int, models: Seq
     """Trains, calibrates and bundles the models, chooses a champion, and only then scores the test users."""
     trained = [name for name in CANDIDATES if name in models or CHAMPION in models]
     seconds: dict[str, float] = {}
+    candidates: dict[str, Candidate] = {}
     with TemporaryDirectory() as scratch:
         bundles = {name: Path(scratch) / name for name in trained}
         for name in trained:
             started = time.perf_counter()
             _say(f"{name} …")
             model = TRAINERS[name](rows, vocabulary.sizes, seed)
-            bundle_candidate(bundles[name], model, vocabulary, rows, [])
+            candidates[name] = measure_candidate(model, vocabulary, rows)
+            write_candidate(bundles[name], candidates[name], vocabulary, [])
             seconds[name] = time.perf_counter() - started
         chosen = None
         if CHAMPION in models:
             started = time.perf_counter()
             bundles[BLEND] = Path(scratch) / BLEND
-            bundle_candidate(bundles[BLEND], blend_of(bundles), vocabulary, rows, [])
-            validation = rows.subset(VALIDATION)
-            scored = {name: load_bundle(path).score(validation.bags) for name, path in bundles.items()}
-            chosen = choose(validation.labels, scored, seed=seed).name
+            members = blend_scores({name: each.scores for name, each in candidates.items()})
+            blend = measure_candidate(blend_of(bundles), vocabulary, rows, scores=members)
+            write_candidate(bundles[BLEND], blend, vocabulary, [])
+            scored = {name: each.scores.validation for name, each in {**candidates, BLEND: blend}.items()}
+            chosen = choose(rows.subset(VALIDATION).labels, scored, seed=seed).name
             bundles[CHAMPION] = bundles[chosen]
             seconds[CHAMPION] = sum(seconds.values()) + time.perf_counter() - started
         test = rows.subset(TEST)

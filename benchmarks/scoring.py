@@ -1,4 +1,4 @@
-"""How many devices a core scores in a second, on Spark: ours beside every way a user would otherwise choose.
+"""Measures the devices that a core scores in a second, on Spark: ours beside every way else that a user has.
 
     python -m benchmarks.scoring [--rows N] [--rounds R] [--peers a,b] [--json FILE]
 
@@ -258,7 +258,7 @@ def read_scores(folder: Path) -> Scores:
 
 
 def largest_difference(scores: Scores, expected: Scores, rows: int) -> float:
-    """Of the probabilities; infinite if a device is missing, double, unknown, or has no number."""
+    """Largest difference of probabilities; infinite if a device is missing, double, unknown or has none."""
     devices, probabilities = scores
     places = np.searchsorted(expected[0], devices)
     if len(devices) != rows or len(np.unique(devices)) != rows or places.max() >= len(expected[0]):

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.plain_model import MISSING, RESERVED, UNKNOWN, PlainModel, plain_model
 from benchmarks.scoring_world import World
-from pipelines.steps import worker_daemon
-from pipelines.steps.predictions import PARQUET_OPTIONS, score_files
+from pipelines.steps.scoring import worker_daemon
+from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files
 
 SLOTS = 2
 SCORED = "device_id string, probability float"
@@ -50,9 +50,9 @@ SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
-"""Of every Spark session of the benchmark, ours and theirs: those of resources/spark.py that matter here."""
+"""Settings of every Spark session here, ours and theirs: those of resources/spark.py that matter."""
 SHORT_LIVED = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
-"""Of a session that scores once: what the second compiler optimizes would hardly run again."""
+"""Settings of a session that scores once: what the second compiler optimizes would hardly run again."""
 
 Job = Callable[[Sequence[Path], Path], None]
 """Scores Parquet files of feature tokens into a folder."""
@@ -89,7 +89,7 @@ def _read(files: Sequence[Path]) -> DataFrame:
 
 
 def _write(scored: DataFrame, out: Path) -> None:
-    """As our lake writes scores; theirs and ours alike."""
+    """Writes scores as our lake does; theirs and ours alike."""
     scored.write.options(**PARQUET_OPTIONS).mode("overwrite").parquet(str(out))
 
 

@@ -18,7 +18,7 @@ from benchmarks.plain_model import RESERVED, UNKNOWN, PlainModel
 from benchmarks.scoring_world import World
 
 BATCH_ROWS = 1_024
-"""Of a forward pass, as when we score."""
+"""Rows of a forward pass, as when we score."""
 
 T = TypeVar("T")
 Bag = tuple[np.ndarray, np.ndarray]

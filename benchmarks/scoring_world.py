@@ -16,19 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 
 DAY = date(2025, 5, 30)
 EMBEDDING_DIM = 32
 HIDDEN = (256, 128)
 UNKNOWN_SHARE = 0.02
 EMPTY_SHARE = 0.02
-"""Of the rows, of a single-valued field; a multi-valued one is empty where its drawn length is 0."""
+"""Share of rows without a value in a single-valued field; a multi-valued one may be of length 0."""
 CHUNK_ROWS = 50_000
 SAMPLE_SHARE = 0.05
-"""Of the rows, written once more to a folder of their own, for peers too slow to score all."""
+"""Share of the rows, written once more to a folder of their own, for peers too slow to score all."""
 LENGTH_SHAPE = 2.0
-"""Of the gamma distribution of list lengths: as uneven as those of real devices, most short, few long."""
+"""Shape of the gamma distribution of list lengths: as uneven as real devices', most short, few long."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class World:
-    """Where everything lies.
+    """The folders and files of a world.
 
     Attributes:
         rows: Of `files`.
@@ -81,7 +81,7 @@ class World:
 
     @property
     def path(self) -> Path:
-        """Where it is described, for another process to load."""
+        """The file that describes it, for another process to load."""
         return self.bundle.parent / "world.json"
 
     def save(self) -> None:
@@ -142,7 +142,7 @@ def feature_tokens(rows: int, seed: int) -> Iterator[pa.Table]:
 
 def _write(spark: SparkSession, home: Path, rows: int, seed: int, files: int) -> World:
     # Here: the lake brings dagster along, which a peer's own process must not pay for.
-    from pipelines.steps.feature_tokens import PARQUET_OPTIONS
+    from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS
     from resources.lake import Lake
 
     staging = home / "staging"
@@ -175,15 +175,16 @@ def _write(spark: SparkSession, home: Path, rows: int, seed: int, files: int) ->
 def _write_bundle(directory: Path, seed: int) -> None:
     import torch
 
-    from pipelines.steps.dnn_model import AudienceNet, DnnConfig, TrainedDnn
-    from pipelines.steps.model_bundle import write_bundle
+    from pipelines.steps.models.bundle import write_bundle
+    from pipelines.steps.models.dnn_config import DnnConfig
+    from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 
     words = vocabulary()
     config = DnnConfig.published(embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = AudienceNet(
-            list(words.sizes.values()), embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, embedding_init_sd=1.0
+            list(words.sizes.values()), embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, embedding_init_std=1.0
         )
         # As if trained: the last layer spreads probabilities over (0, 1), so that an error shows in them.
         last = list(network.feed_forward.parameters())[-2]
@@ -248,6 +249,6 @@ def _device_ids(start: int, count: int) -> pa.Array:
 
 
 def _code_version() -> str:
-    """Of this file and of what writes the lake: older data are not those of the code as it is."""
+    """A hash of this file and of what writes the lake: older data are not those of the code as it is."""
     sources = [Path(__file__), Path(__file__).parent.parent / "resources/lake.py"]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]

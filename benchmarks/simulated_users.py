@@ -9,14 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pipelines.steps.normalize import normalize_values
-from pipelines.steps.simulated_world import (
-    EVENTS_FOLDER,
-    TRUTH_FILE,
-    WorldConfig,
-    attainable_auc,
-    simulate_world,
-)
+from pipelines.simulated_world.config import WorldConfig
+from pipelines.simulated_world.world import EVENTS_FOLDER, TRUTH_FILE, attainable_auc, simulate_world
+from pipelines.steps.features.normalize import normalize_values
 
 WORLD_FOLDER = "world"
 """Apart from what is made of it: simulating again replaces only what it made."""

@@ -28,34 +28,35 @@ from pyspark.sql import functions as F
 from tabulate import tabulate
 
 from benchmarks.measure import machine
-from pipelines.steps import worker_daemon
-from pipelines.steps.dnn_model import AudienceNet, DnnConfig, TrainedDnn
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import TrainedModel, write_bundle
-from pipelines.steps.predictions import score_devices, score_files
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
-from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import TrainedModel, write_bundle
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
+from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.scoring import worker_daemon
+from pipelines.steps.scoring.predictions import score_devices, score_files
 from resources.spark import Spark
 
 TARGET_MIB = 1.0
 """Growth allowed per SLOPE_ROWS rows that a worker has scored."""
 SLOPE_ROWS = 10_000_000
 WARM_UP_SHARE = 1 / 3
-"""Of the time: bundles, code and buffers are loaded at first use, and allocators find their level."""
+"""Share of the time: bundles, code and buffers are loaded at first use, and allocators find their level."""
 REST_SECONDS = 0.3
 PEAK_SECONDS = 0.1
 PROGRESS_SECONDS = 10
 CONFIDENCE_Z = 1.96
 MEASURES = {"rss": "RSS", "pss": "PSS", "uss": "USS", "peak_rss": "peak RSS"}
 FEWEST_SAMPLES = 4
-"""Of a worker after a kind of job: fewer tell nothing of a slope."""
+"""Samples of a worker after a kind of job: fewer tell nothing of a slope."""
 
 DAY = date(2025, 5, 30)
 TOKENS = tuple(f"com.vendor{n % 97}.app{n:05}" for n in range(5_000))
 MODELS = tuple(f"sm-{n:04}u" for n in range(500))
 KNOWN_SHARE = 0.8
-"""Of the tokens that occur, in the vocabulary."""
+"""Share of the tokens that occur that is in the vocabulary."""
 GIANT_BAGS = (100_000, 1_000_000)
 WHOLE_BAG = 2 * max(GIANT_BAGS)
 
@@ -90,7 +91,7 @@ ROUND = (
     Job("giant", "map_in_arrow", ALL),
 )
 FILES = 4
-"""Of each kind; a job has a task for each."""
+"""Number of each kind; a job has a task for each."""
 
 
 @dataclass(frozen=True)
@@ -436,7 +437,7 @@ def _write_bundles(home: Path, files: Mapping[str, Sequence[Path]], seed: int) -
     )
     split = np.where(np.arange(len(labels)) % 4, TRAIN, VALIDATION).astype(np.int8)
     trees = train_xgboost(
-        TrainingRows(labels, split, bags), first.sizes, XGBoostConfig(max_rounds=20, max_depth=4)
+        TrainingRows(labels, split, bags), first.sizes, XGBoostConfig(num_boost_round=20, max_depth=4)
     )
     models: dict[str, tuple[TrainedModel, Vocabulary]] = {
         "first_tokens": (_network(first, seed), first),

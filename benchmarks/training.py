@@ -1,4 +1,4 @@
-"""How many rows a core trains on in a second: ours beside a plain loop, libraries, and the limit.
+"""Measures the rows that a core trains on in a second: ours beside a plain loop, libraries, and the limit.
 
     python -m benchmarks.training [--rows N] [--rounds R] [--peers a,b] [--streamed N,M] [--json FILE]
 
@@ -11,6 +11,7 @@ rows read from files, in a new process each, and reports the most memory it took
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +32,20 @@ from benchmarks.measure import (
 )
 from benchmarks.scoring_world import feature_tokens, vocabulary
 from benchmarks.training_peers import BATCH_ROWS, LIMIT, OURS, PEERS, Peer, network_of
-from pipelines.steps.dnn_model import torch_threads
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.dnn_model import torch_threads
 
 GOALS = {
     "plain_loop": (">=", 10.0),
-    "pytorch_widedeep": (">=", 5.0),
     "deepctr_torch": (">=", 5.0),
     "limit": (">=", 0.85),
 }
 SAMPLE_SHARE = 0.05
-"""Of the rows, for peers too slow for all."""
+"""Share of the rows, for peers too slow for all."""
 VALIDATION_EVERY = 50
 POSITIVE_SHARE = 0.1
 TOLERANCE = 1e-4
-"""Of logits: each sums its embeddings in another order."""
-NOT_TOGETHER = {"pytorch_widedeep": "it needs numpy below 2, and so cannot be installed beside this project"}
+"""Largest difference of logits: each sums its embeddings in another order."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with torch_threads(1):
         for name in chosen.peers:
             peer = LIMIT if name == "limit" else PEERS[name]
-            if reason := NOT_TOGETHER.get(name) or missing_package(peer.module):
+            if reason := missing_package(peer.module):
                 report.results[name] = {"missing": reason}
                 continue
             print(f"{name} …", flush=True)
@@ -99,14 +98,14 @@ STREAMED_PROGRAM = """
 import sys
 from pathlib import Path
 from benchmarks.scoring_world import vocabulary
-from pipelines.steps.dnn_model import DnnConfig
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.training_rows import TrainingFiles
+from pipelines.steps.models.dnn_model import DnnConfig
+from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.labels.training_rows import TrainingFiles
 sizes = vocabulary().sizes
 config = DnnConfig(embedding_dim=4, hidden=(8,), members=1, max_epochs=1, device="cpu")
 train_dnn(TrainingFiles([Path(path) for path in sys.argv[1:]], list(sizes)), sizes, config, print)
 """
-"""With a small network: what is measured is the feeding."""
+"""A program with a small network: what is measured is the feeding."""
 FILE_ROWS = 250_000
 
 
@@ -114,7 +113,7 @@ def measure_streamed(count: int, work_dir: Path, seed: int) -> Usage:
     """One epoch over `count` rows in files, as a new process."""
     home = work_dir / f"training-rows-{seed}"
     home.mkdir(parents=True, exist_ok=True)
-    paths = [home / f"{place}.parquet" for place in range(-(-count // FILE_ROWS))]
+    paths = [home / f"{place}.parquet" for place in range(ceil(count / FILE_ROWS))]
     for place, path in enumerate(paths):
         if path.exists():
             continue

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.steps.dnn_model import AudienceNet, DnnConfig, to_tensors
-from pipelines.steps.dnn_training import train_dnn
-from pipelines.steps.feature_vocabulary import EncodedRows
-from pipelines.steps.training_rows import TRAIN, TrainingRows
+from pipelines.steps.features.encoded_rows import EncodedRows
+from pipelines.steps.labels.training_rows import TRAIN, TrainingRows
+from pipelines.steps.models.dnn_batches import to_tensors
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_model import AudienceNet
+from pipelines.steps.models.dnn_training import train_dnn
 
 EMBEDDING_DIM = 32
 HIDDEN = (256, 128)
@@ -244,10 +246,6 @@ def deepctr_logits(rows: TrainingRows, sizes: Mapping[str, int], weights: Weight
     return np.asarray(torch.logit(model(torch.from_numpy(padded).float()).squeeze(1)))
 
 
-def _refuse(*_: object) -> Any:
-    raise RuntimeError("pytorch-widedeep needs numpy below 2, and this project numpy 2")
-
-
 OURS = Peer("train_dnn, one thread, validation of 1 row in 50 included", "torch", ours, our_logits)
 LIMIT = Peer("forward, backward and a fused AdamW step on batches in memory", "torch", limit, our_logits)
 PEERS: Mapping[str, Peer] = {
@@ -261,5 +259,4 @@ PEERS: Mapping[str, Peer] = {
         deepctr_logits,
         True,
     ),
-    "pytorch_widedeep": Peer("not run", "pytorch_widedeep", _refuse, _refuse, True),
 }

@@ -23,9 +23,9 @@ from assets import (
     segments,
     training_set,
 )
+from assets.partitions import daily
 from pipelines.jobs import build_jobs
-from pipelines.partitions import daily
-from pipelines.steps.project_files import load_project
+from pipelines.steps.config.project import load_project
 from resources.destinations import Destinations
 from resources.lake import Lake
 from resources.model_store import ModelStore

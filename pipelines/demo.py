@@ -21,17 +21,19 @@ import pyarrow.parquet as pq
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from pyspark.sql import SparkSession
 
+from assets.partitions import keys_of, split_range
 from pipelines.demo_lock import lock_demo
-from pipelines.partitions import keys_of, split_range
-from pipelines.steps.candidate_models import CANDIDATES, Measured
+from pipelines.simulated_world.config import WorldConfig
+from pipelines.simulated_world.world import attainable_auc, rank_auc, simulate_world
+from pipelines.steps.config.audience import Audience, RollingDays
+from pipelines.steps.config.label_values import conversion_predicate
+from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import AudienceFactoryError, DataError
-from pipelines.steps.label_values import conversion_predicate
-from pipelines.steps.model_comparison import comparison_table
-from pipelines.steps.project import Audience, Project, RollingDays
-from pipelines.steps.project_files import load_project
-from pipelines.steps.segments import measure_segments
-from pipelines.steps.simulated_world import WorldConfig, attainable_auc, rank_auc, simulate_world
-from pipelines.steps.training_set import label_days, label_devices
+from pipelines.steps.labels.as_of_days import label_days
+from pipelines.steps.labels.training_set import label_devices
+from pipelines.steps.models.metrics import comparison_table
+from pipelines.steps.promotion.candidate_models import CANDIDATES, Measured
+from pipelines.steps.targeting.segments import measure_segments
 from resources.destinations import Destinations
 from resources.lake import Lake
 from resources.model_store import ModelStore

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from pipelines.steps.project import Project
+from pipelines.steps.config.project import Project
 
 SHARED = ["app_events", "daily_fields", "feature_tokens"]
 TRAINED = ["training_set", "dnn_model", "xgboost_model", "logistic_model", "champion_model"]

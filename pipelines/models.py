@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipelines.steps.config.project import load_project
 from pipelines.steps.errors import AudienceFactoryError, BundleError, ConfigError
-from pipelines.steps.project_files import load_project
 from resources.model_log import CHAMPION, LogEntry, ModelRecord
 from resources.model_store import ModelStore
 

@@ -14,8 +14,9 @@ from datetime import date
 from pathlib import Path
 
 from pipelines.demo_lock import LOCK_NAME, lock_demo
+from pipelines.simulated_world.config import WorldConfig
+from pipelines.simulated_world.world import simulate_world
 from pipelines.steps.errors import AudienceFactoryError
-from pipelines.steps.simulated_world import WorldConfig, simulate_world
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Where segments are delivered. Each destination stages, checks, then publishes; twice sends nothing new.
+"""The places that segments go to. Each stages, checks, then publishes; twice sends nothing new.
 
 A place, `<folder>/<audience>/<segment>/<day>/`, holds one file of devices and the manifest that names it.
 Nothing found there is believed: the manifest is parsed strictly, the file hashed again, and what is damaged
@@ -22,7 +22,10 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from pipelines.steps.deliveries import (
+from pipelines.steps.config.audience import FolderDestination
+from pipelines.steps.config.values import ISO_DAY
+from pipelines.steps.errors import DataError
+from pipelines.steps.targeting.deliveries import (
     OUR_FILE,
     Manifest,
     count_rows,
@@ -32,9 +35,6 @@ from pipelines.steps.deliveries import (
     sha256,
     stage_segment,
 )
-from pipelines.steps.errors import DataError
-from pipelines.steps.project import FolderDestination
-from pipelines.steps.project_values import ISO_DAY
 from resources.durable_files import make_directory_durably, sync_directory, sync_tree, write_durably
 
 MANIFEST = "manifest.json"

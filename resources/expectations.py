@@ -21,7 +21,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from resources.lake import Snapshot, day_of
+from resources.snapshots import Snapshot, day_of
 
 SAMPLE = 5
 """Offending values shown with a failed check."""
@@ -348,7 +348,7 @@ def _is_about_ids(result: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; what JSON lacks, as text."""
+    """The value as JSON has it; what JSON lacks, as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

@@ -19,7 +19,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,108 +29,15 @@ import pyarrow.parquet as pq
 from pydantic import Field, PrivateAttr
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
 
-from pipelines.steps.errors import DataError
-from pipelines.steps.settings import MADE_WITH, require_settings
+from pipelines.steps.errors import DataError, abridged
+from resources.durable_files import draft_beside, make_directory_durably, sync_directory, write_durably
+from resources.snapshots import Partition, Snapshot, Versions, read_partition
 
 ORPHAN_AGE_SECONDS = 24 * 3600
 """Unnamed data younger than this may belong to a write in progress, or to a reader of the last version."""
-
-
-Versions = Mapping[str, str]
-"""Table and key, such as "daily_fields/2025-05-30" → the version of that partition."""
 Properties = Mapping[str, Any] | Callable[[str], Mapping[str, Any]]
 """What is remembered with every partition of a write alike, or with each by its key."""
-
-
-@dataclass(frozen=True)
-class Partition:
-    """What is known of one partition of a table.
-
-    Attributes:
-        key: Values of the partition columns joined by "/", such as "car_buyers/2025-05-30".
-        version: The write that made it.
-        directory: Where its Parquet files lie, relative to the table; absent files mean no rows.
-        rows: Number of rows.
-        schema: The rows' Spark schema, as JSON.
-        properties: What the writer wants to remember: hashes, counts, versions.
-        made_from: The partitions that its rows were made from.
-    """
-
-    key: str
-    version: str
-    directory: str
-    rows: int
-    schema: str
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    made_from: Versions = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Partitions of a table, each at the version that it had when it was looked at.
-
-    Attributes:
-        table: The table.
-        home: Its directory.
-        partitions: At least one, in the order asked for.
-    """
-
-    table: str
-    home: Path
-    partitions: tuple[Partition, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows of all partitions together."""
-        return sum(partition.rows for partition in self.partitions)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """What a partition made from these remembers."""
-        return {f"{self.table}/{partition.key}": partition.version for partition in self.partitions}
-
-    def only(self, keys: Iterable[str]) -> "Snapshot":
-        """Those of the partitions that are named."""
-        wanted = set(keys)
-        return Snapshot(self.table, self.home, tuple(p for p in self.partitions if p.key in wanted))
-
-    def made_with(self, settings: Mapping[str, Any], by: str | None = None) -> "Snapshot":
-        """The same, where the settings named are those that each partition was made with.
-
-        Args:
-            settings: Those that matter.
-            by: The model that needs them; None: they are those of the present fields.yaml.
-
-        Raises:
-            DataError: A setting differs; names the key, the partitions and the remedy.
-        """
-        made_with = {partition.key: partition.properties.get(MADE_WITH, {}) for partition in self.partitions}
-        require_settings(self.table, made_with, settings, by)
-        return self
-
-    def files(self) -> list[Path]:
-        """The Parquet files; none of partitions without rows."""
-        directories = [self.home / partition.directory for partition in self.partitions if partition.rows]
-        return [file for directory in directories for file in sorted(directory.glob("*.parquet"))]
-
-    def frame(self, spark: SparkSession, columns: Sequence[str] | None = None) -> DataFrame:
-        """The rows.
-
-        Args:
-            spark: The session.
-            columns: Those to read; other columns may differ from partition to partition. All if None.
-
-        Raises:
-            DataError: Partitions have other columns than the last one, which Spark would read as nulls.
-        """
-        filled = [partition for partition in self.partitions if partition.rows]
-        _require_same_columns(self.table, filled, columns)
-        schema = _schema((filled or list(self.partitions))[-1], columns)
-        if not filled:
-            return spark.createDataFrame([], schema)
-        return spark.read.schema(schema).parquet(*[str(self.home / p.directory) for p in filled])
 
 
 class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -154,11 +61,11 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         if self._seen is not None and (table, key) in self._seen:
             return self._seen[table, key]
         try:
-            found = _read_partition(self._pointer(table, key))
+            found = read_partition(self._pointer(table, key))
         except FileNotFoundError:
             raise DataError(
                 f"{table} has no partition {key}",
-                found=_abridged(self.partition_keys(table)) or "no partition at all",
+                found=abridged(self.partition_keys(table)) or "no partition at all",
                 expected=key,
                 remedy=f"materialize {table} for {key} first",
             ) from None
@@ -206,8 +113,8 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         if missing or not wanted:
             raise DataError(
                 f"{table} lacks {len(missing)} of the {len(wanted)} partitions asked for",
-                found=_abridged(self.partition_keys(table)) or "no partition at all",
-                expected=_abridged(missing),
+                found=abridged(self.partition_keys(table)) or "no partition at all",
+                expected=abridged(missing),
                 remedy=f"materialize {table} for these partitions first (a backfill over the range does it)",
             )
         return self.at(table, [self.partition(table, key) for key in wanted])
@@ -273,8 +180,8 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             shutil.rmtree(data)
             raise DataError(
                 f"rows of other partitions than asked for were about to be written to {table}",
-                found=_abridged(unexpected),
-                expected=_abridged(list(keys)),
+                found=abridged(unexpected),
+                expected=abridged(list(keys)),
                 remedy="this is a fault of the step that made the rows; nothing was replaced",
             )
         found = {key: written[key].rows if key in written else 0 for key in expected_rows or {}}
@@ -282,8 +189,8 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         if wrong:
             raise DataError(
                 f"other rows of {table} were written than expected",
-                found=_abridged([f"{found[key]} rows of {key}" for key in wrong]),
-                expected=_abridged([f"{(expected_rows or {})[key]} rows of {key}" for key in wrong]),
+                found=abridged([f"{found[key]} rows of {key}" for key in wrong]),
+                expected=abridged([f"{(expected_rows or {})[key]} rows of {key}" for key in wrong]),
                 remedy=f"nothing was replaced: run again; and see what else removes files in {data}",
             )
         partitions = {
@@ -323,14 +230,16 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         pointer = self._pointer(table, partition.key)
         record = self._record(table, partition.key, partition.version)
         for directory in (pointer.parent, record.parent):
-            directory.mkdir(parents=True, exist_ok=True)
-        draft = pointer.with_suffix(f".{partition.version}.tmp")
-        with draft.open("w") as stream:
-            json.dump(asdict(partition), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(draft, record)
-        draft.replace(pointer)
+            make_directory_durably(directory)
+        draft = draft_beside(pointer)
+        try:
+            write_durably(draft, json.dumps(asdict(partition)))
+            os.link(draft, record)
+            draft.replace(pointer)
+        finally:
+            draft.unlink(missing_ok=True)
+        for directory in (record.parent, pointer.parent):
+            sync_directory(directory)
 
     def sources(self, partitions: Iterable[Partition], table: str) -> Snapshot:
         """The partitions of a table that others were made from, at the versions that were read for them.
@@ -349,7 +258,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _recorded(self, table: str, key: str, version: str) -> Partition:
         """What was known of a version when it was written."""
         try:
-            return _read_partition(self._record(table, key, version))
+            return read_partition(self._record(table, key, version))
         except FileNotFoundError:
             raise DataError(
                 f"nothing is known of version {version} of {table} {key} any more",
@@ -360,7 +269,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _remove_orphans(self, table: str) -> None:
         """Removes versions that no partition names and that nobody can still be writing or reading."""
-        named = {_read_partition(self._pointer(table, key)).version for key in self.partition_keys(table)}
+        named = {read_partition(self._pointer(table, key)).version for key in self.partition_keys(table)}
         for directory in (self._table(table) / "data").iterdir():
             written_at = int(directory.name.split("-")[0], 16) / 1e9
             if directory.name not in named and time.time() - written_at > ORPHAN_AGE_SECONDS:
@@ -389,11 +298,6 @@ def materialized(
     )
 
 
-def day_of(partition: Partition) -> str:
-    """The day of a daily table's partition, or of an audience's day, ISO."""
-    return partition.key.rpartition("/")[2]
-
-
 def describe(partitions: Sequence[Partition]) -> dict[str, Any]:
     """What every materialization of a table says of itself, as Dagster metadata."""
     keys = sorted(partition.key for partition in partitions)
@@ -416,47 +320,3 @@ def _count_rows(file: Path) -> int:
             expected="a Parquet file as it was written",
             remedy="nothing was replaced: run again",
         ) from error
-
-
-def _read_partition(file: Path) -> Partition:
-    return Partition(**json.loads(file.read_bytes()))
-
-
-def _schema(partition: Partition, columns: Sequence[str] | None = None) -> StructType:
-    whole = StructType.fromJson(json.loads(partition.schema))
-    if columns is None:
-        return whole
-    return StructType([whole[name] for name in columns if name in whole.names])
-
-
-def _require_same_columns(
-    table: str, partitions: Sequence[Partition], columns: Sequence[str] | None = None
-) -> None:
-    if not partitions:
-        return
-    # simpleString leaves out what may be null, which differs with the way rows were made.
-    found = {p.key: _schema(p, columns).simpleString() for p in partitions}
-    newest = partitions[-1].key
-    expected = found[newest]
-    others = [key for key, schema in found.items() if schema != expected]
-    lacking = [name for name in columns or [] if name not in _schema(partitions[-1]).names]
-    if lacking:
-        raise DataError(
-            f"{table} {newest} has no column {', '.join(lacking)}",
-            found=_schema(partitions[-1]).names,
-            expected=list(columns or []),
-            remedy=f"materialize {table} for this partition again, with the files that name these columns",
-        )
-    if others:
-        raise DataError(
-            f"partitions {_abridged(others)} of {table} have other columns than {newest}",
-            found=found[others[0]],
-            expected=expected,
-            remedy=f"materialize {table} for these partitions again (a backfill over the range does it)",
-        )
-
-
-def _abridged(keys: Sequence[str], most: int = 6) -> str:
-    if len(keys) <= most:
-        return ", ".join(keys)
-    return f"{', '.join(keys[: most - 1])}, … {keys[-1]} ({len(keys)} in all)"

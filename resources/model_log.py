@@ -80,7 +80,7 @@ class LogEntry:
 
     @property
     def place(self) -> int:
-        """Where in the log the model stands since this entry: a rollback goes back, all else is the end."""
+        """The entry that the model stands at since this one: a rollback goes back, all else is the end."""
         return self.number if self.restores is None else self.restores
 
     def to_json(self) -> str:

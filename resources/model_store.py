@@ -1,7 +1,7 @@
 """Model bundles and vocabularies, kept by explicit version; what becomes current, and what may.
 
-What does not belong here: how a bundle is written and what it holds (`pipelines.steps.model_bundle`), and how
-the log of a model is kept (`resources.model_log`).
+What does not belong here: how a bundle is written and what it holds (`pipelines.steps.models.bundle`), and
+how the log of a model is kept (`resources.model_log`).
 """
 
 import errno
@@ -16,15 +16,9 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from pipelines.steps.errors import BundleError, DataError
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.model_bundle import (
-    BundleManifest,
-    BundleRef,
-    Scorer,
-    bundle_version,
-    load_bundle,
-    read_manifest,
-)
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.models.bundle import BundleManifest, BundleRef, Scorer, bundle_version, read_manifest
+from pipelines.steps.models.bundle_loader import load_bundle
 from resources.durable_files import (
     make_directory_durably,
     remove_abandoned_drafts,
@@ -105,7 +99,7 @@ class ModelStore(ModelLog):
         return read_manifest(self.bundle_ref(record).path)
 
     def bundle_ref(self, record: ModelRecord) -> BundleRef:
-        """Where a version is; who loads it verifies it.
+        """The place of a version; who loads it verifies it.
 
         Raises:
             BundleError: It is not there.
@@ -151,7 +145,7 @@ class ModelStore(ModelLog):
         return home
 
     def checkpoint(self, audience: str, model: str) -> Path:
-        """Where a training keeps what it has reached, until it ends; what killed ones left half goes."""
+        """A training's file for what it has reached, until it ends; what killed ones left half goes."""
         checkpoint = self._home() / "checkpoints" / audience / f"{model}.pt"
         remove_abandoned_drafts(checkpoint.parent)
         return checkpoint
@@ -323,7 +317,7 @@ class ModelStore(ModelLog):
         return replace(record, model=CHAMPION, properties=champion)
 
     def _require_serviceable(self, record: ModelRecord, by_precision: Collection[str]) -> None:
-        """It loads; and a champion has the thresholds that its audience's segments are cut at."""
+        """Requires that it loads, and that a champion has the thresholds of its audience's segments."""
         self._load(record)
         if record.model != CHAMPION:
             return

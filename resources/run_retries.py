@@ -13,7 +13,7 @@ from resources.spark_process import SparkLostError
 LOST_TAG = "audience_factory/spark_lost_in"
 """Id of the run that lost its Spark; a retry inherits its parent's tags, and with them this."""
 _GONE = ("StatusCode.UNAVAILABLE", "INVALID_HANDLE.SESSION_NOT_FOUND", "INVALID_HANDLE.SESSION_CHANGED")
-"""In the errors of Spark Connect: the server is gone, or is another one that does not know the session."""
+"""Words in errors of Spark Connect: the server is gone, or is another one that does not know the session."""
 
 
 def request_retry(context: dg.InitResourceContext, loss: SparkLostError) -> None:

@@ -12,8 +12,8 @@ from pydantic import Field, PrivateAttr
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
-from pipelines.steps import worker_daemon
 from pipelines.steps.errors import ConfigError
+from pipelines.steps.scoring import worker_daemon
 from resources import run_retries, spark_process
 
 LOCAL_MASTER = "local[*,4]"
@@ -89,7 +89,7 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @classmethod
     def from_environment(cls, **settings: Any) -> "Spark":
-        """As SPARK_MASTER, SPARK_REMOTE and SPARK_CONF say.
+        """The Spark that SPARK_MASTER, SPARK_REMOTE and SPARK_CONF ask for.
 
         Args:
             settings: Other fields of this class.

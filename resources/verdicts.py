@@ -12,7 +12,8 @@ from dagster._core.storage.event_log.base import PartitionKeyFilter  # type: ign
 
 from pipelines.steps.errors import DataError
 from resources.expectations import VERSION
-from resources.lake import Lake, Partition, day_of
+from resources.lake import Lake
+from resources.snapshots import Partition, day_of
 
 PASSED, FAILED, NEVER = "passed", "failed", "never evaluated"
 PAGE = 50

@@ -39,7 +39,7 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def program_environment() -> Mapping[str, str]:
-    """Of a program with a Spark of its own: it ends before the JVM's second compiler has paid."""
+    """The environment of a program with its own Spark: it ends before the JVM's second compiler has paid."""
     return {**os.environ, "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 
 

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from pipelines.steps.config.audience import FolderDestination
 from pipelines.steps.errors import DataError
-from pipelines.steps.project import FolderDestination
 from resources.destinations import Delivery, Destinations
 
 DAY = "2025-03-10"

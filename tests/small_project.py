@@ -94,7 +94,7 @@ BIKE_BUYERS = """
 
 @dataclass(frozen=True)
 class SmallProject:
-    """Where the project lies, and what a right chain makes of its events.
+    """The project's folders, and what a right chain makes of its events.
 
     Attributes:
         audiences_dir: Its YAML files.

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.steps.app_events import (
+from pipelines.steps.config.fields import EventSource
+from pipelines.steps.errors import DataError
+from pipelines.steps.events.app_events import (
     accept_events,
     account_rows,
     count_undated,
@@ -19,9 +21,7 @@ from pipelines.steps.app_events import (
     quarantine_events,
     read_raw_events,
 )
-from pipelines.steps.errors import DataError
-from pipelines.steps.event_names import REASON
-from pipelines.steps.project import EventSource
+from pipelines.steps.events.event_names import REASON
 
 DAY = date(2025, 3, 10)
 DAY_BEFORE, DAY_AFTER = DAY - timedelta(days=1), DAY + timedelta(days=1)

@@ -12,7 +12,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from resources.destinations import LOCK
-from resources.lake import Lake, Partition
+from resources.lake import Lake
+from resources.snapshots import Partition
 from tests.small_project import (
     AUDIENCES,
     SCORED_DAY,

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from pipelines.steps.calibration import (
+from pipelines.steps.errors import BundleError, TrainingError
+from pipelines.steps.models.calibration import (
     AMPLE_POSITIVES,
     Calibration,
     correct_for_sampling,
     fit_calibration,
 )
-from pipelines.steps.errors import BundleError, TrainingError
-from pipelines.steps.model_comparison import evaluate
+from pipelines.steps.models.metrics import evaluate
 
 
 def overconfident(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

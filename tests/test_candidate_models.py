@@ -1,5 +1,6 @@
 """Candidates and their blend: calibrated, bundled and measured alike."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +10,51 @@ import torch
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from pipelines.steps.candidate_models import blend_of, bundle_candidate
-from pipelines.steps.champion_model import ask_former
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.model_bundle import bundle_version, load_bundle, read_manifest
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.features.encoded_rows import Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.bundle import (
+    NO_MEMBERS,
+    TORCH_WEIGHTS,
+    TrainedModel,
+    bundle_version,
+    read_manifest,
+)
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.promotion.candidate_models import (
+    Measured,
+    Scores,
+    blend_of,
+    blend_scores,
+    measure_candidate,
+    write_candidate,
+)
+from pipelines.steps.promotion.champion_model import ask_former
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 3, ("a", "b", "c")),))
 ROWS = 3_000
+
+
+def bundle_candidate(
+    directory: Path,
+    trained: TrainedModel,
+    vocabulary: Vocabulary,
+    rows: TrainingRows,
+    days: Sequence[str],
+    negatives_kept: float = 1.0,
+) -> Measured:
+    candidate = measure_candidate(trained, vocabulary, rows, negatives_kept=negatives_kept)
+    write_candidate(directory, candidate, vocabulary, days)
+    return candidate.measured
 
 
 class Weights:
     """A logistic model of given weights."""
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     def __init__(self, weights: list[float]) -> None:
         self.architecture: dict[str, object] = {"name": "logistic"}
@@ -82,6 +113,19 @@ def test_a_blend_is_the_calibrated_mean_of_logits(
         for r in range(20)
     ]
     assert alone == found[:20].tolist()
+
+
+def test_a_candidates_scores_are_those_that_its_bundle_gives(
+    members: dict[str, Path], rows: TrainingRows, tmp_path: Path
+) -> None:
+    validation, test = rows.subset(VALIDATION).bags, rows.subset(TEST).bags
+    scorers = {name: load_bundle(path) for name, path in members.items()}
+    scores = {n: Scores(each.score(validation), each.score(test)) for n, each in scorers.items()}
+    blend = measure_candidate(blend_of(members), VOCABULARY, rows, scores=blend_scores(scores))
+    write_candidate(tmp_path / "blend", blend, VOCABULARY, [])
+    written = load_bundle(tmp_path / "blend")
+    assert blend.scores.validation.tolist() == written.score(validation).tolist()
+    assert blend.scores.test.tolist() == written.score(test).tolist()
 
 
 def test_a_blend_whose_member_was_changed_is_refused(

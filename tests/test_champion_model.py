@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from pipelines.steps.candidate_models import BLEND
-from pipelines.steps.champion_model import (
+from pipelines.steps.errors import TrainingError
+from pipelines.steps.models.metrics import Metrics
+from pipelines.steps.promotion.candidate_models import BLEND
+from pipelines.steps.promotion.champion_model import (
     ENOUGH_DEVICES,
     Former,
     PromotionRows,
@@ -13,8 +15,6 @@ from pipelines.steps.champion_model import (
     choose_champion,
     decide_promotion,
 )
-from pipelines.steps.errors import TrainingError
-from pipelines.steps.model_comparison import Metrics
 
 # --- the choice -----------------------------------------------------------------------------------
 

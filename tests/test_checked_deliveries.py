@@ -22,7 +22,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from resources.expectations import VERSION
-from resources.lake import Lake, Partition, Snapshot
+from resources.lake import Lake
+from resources.snapshots import Partition, Snapshot
 from tests.small_project import (
     FIRST_DAY,
     HORIZON_DAYS,

@@ -15,14 +15,16 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.steps.candidate_models import CANDIDATES
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.project import FolderDestination
-from pipelines.steps.training_rows import PROMOTION, VALIDATION
+from pipelines.steps.config.audience import FolderDestination
+from pipelines.steps.features.encoded_rows import Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.training_rows import PROMOTION, VALIDATION
+from pipelines.steps.promotion.candidate_models import CANDIDATES
 from resources.destinations import Delivery, Destinations, Published
-from resources.lake import Lake, Partition
+from resources.lake import Lake
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
+from resources.snapshots import Partition
 from tests.small_project import (
     AUDIENCES,
     SCORED_DAY,
@@ -129,7 +131,7 @@ def unknown_token_id(frame: DataFrame) -> DataFrame:
 
 
 def scores_shifted(frame: DataFrame) -> DataFrame:
-    """By less than any plot would show, and a hundred times more than scoring may differ."""
+    """Shifts scores by less than any plot would show, and a hundred times more than scoring may differ."""
     up = F.col("probability") < 0.5
     shifted = F.col("probability") + F.when(up, 1e-4).otherwise(-1e-4)
     return frame.withColumn("probability", shifted.cast("float"))

@@ -5,8 +5,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from pipelines.steps.daily_fields import aggregate_days
-from pipelines.steps.project import FieldSpec
+from pipelines.steps.config.fields import FieldSpec
+from pipelines.steps.features.daily_fields import aggregate_days
 from tests.conftest import Frame
 
 DAY = date(2025, 3, 10)

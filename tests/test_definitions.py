@@ -210,7 +210,7 @@ def test_a_missing_column_is_refused_before_the_jvm_starts(
 
 
 def test_dagster_validates_the_workspace(tmp_path: Path) -> None:
-    """As CI and a deployment do: in a fresh process, from workspace.yaml, with the shipped audiences."""
+    """Loads as CI and a deployment do: in a fresh process, from workspace.yaml, the shipped audiences."""
     environment = {
         name: value for name, value in os.environ.items() if name not in {"AUDIENCES_DIR", "DATA_DIR"}
     }

@@ -22,9 +22,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.steps.deliveries import Manifest, count_rows, parse_manifest, sha256, stage_segment
+from pipelines.steps.config.audience import FolderDestination
 from pipelines.steps.errors import DataError
-from pipelines.steps.project import FolderDestination
+from pipelines.steps.targeting.deliveries import Manifest, count_rows, parse_manifest, sha256, stage_segment
 from resources import destinations as destinations_module
 from resources.destinations import LOCK, MANIFEST, SET_ASIDE, STAGING, Delivery, Destinations, Published
 from tests.publishing_steps import DAY, DISTURBED, KILLED, REFUSED, UNDISTURBED

@@ -8,13 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.steps import dnn_training
-from pipelines.steps.distributed_training import train_dnn_distributed, train_xgboost_distributed
-from pipelines.steps.dnn_model import DnnConfig
-from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, read_training_rows
-from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles
+from pipelines.steps.models import dnn_batches
+from pipelines.steps.models.distributed_training import train_dnn_distributed
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_training import train_dnn
 
 SIZES = {"apps": 20, "model": 6}
 ROWS = 1_501
@@ -80,25 +79,13 @@ def test_a_process_that_fails_is_told(spark: SparkSession, files: list[Path]) ->
         train_dnn_distributed(files, {"apps": 3, "model": 6}, CONFIG, processes=2, local=True)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of xgboost.spark's own calls
-def test_trees_grown_by_two_workers_rank_as_well(spark: SparkSession, files: list[Path]) -> None:
-    config = XGBoostConfig(max_rounds=30, patience=10, column_share=1.0, row_share=1.0)
-    frame = spark.read.parquet(*map(str, files))
-    grown = train_xgboost_distributed(frame, SIZES, config, workers=2)
-    alone = train_xgboost(read_training_rows(files, list(SIZES)), SIZES, config)
-    assert grown.booster.num_features() == sum(SIZES.values())
-    assert grown.booster.num_boosted_rounds() == grown.best_round
-    assert grown.best_auc == pytest.approx(alone.best_auc, abs=0.03)
-
-
 def test_streamed_rows_are_all_rows_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dnn_training, "SHUFFLED_ROWS", 400)
-    rows = read_training_rows(files, list(SIZES)).subset(TRAIN)
-    streamed = dnn_training.RowsInFiles(TrainingFiles(files, list(SIZES)), TRAIN, SIZES)
-    whole = dnn_training.RowsInMemory(rows, TRAIN, SIZES)
+    monkeypatch.setattr(dnn_batches, "SHUFFLED_ROWS", 400)
+    rows = TrainingFiles(files, list(SIZES)).read().subset(TRAIN)
+    streamed = dnn_batches.RowsInFiles(TrainingFiles(files, list(SIZES)), TRAIN, SIZES)
+    whole = dnn_batches.RowsInMemory(rows, TRAIN, SIZES)
 
-    def contents(batches: list[dnn_training.Batch]) -> list[tuple[float, tuple[int, ...]]]:
+    def contents(batches: list[dnn_batches.Batch]) -> list[tuple[float, tuple[int, ...]]]:
         found = []
         for labels, packed in batches:
             bags = np.split(packed.values, packed.offsets[1:-1])
@@ -118,7 +105,7 @@ def test_streamed_rows_are_all_rows_once(files: list[Path], monkeypatch: pytest.
 
 
 def test_rows_that_fit_one_shuffle_rank_as_well_streamed(files: list[Path]) -> None:
-    in_memory = train_dnn(read_training_rows(files, list(SIZES)), SIZES, CONFIG, lambda _: None)
+    in_memory = train_dnn(TrainingFiles(files, list(SIZES)).read(), SIZES, CONFIG, lambda _: None)
     streamed = train_dnn(TrainingFiles(files, list(SIZES)), SIZES, CONFIG, lambda _: None)
     best = [max(report.validation_auc for report in trained.curves) for trained in (in_memory, streamed)]
     assert best[0] == pytest.approx(best[1], abs=0.05)

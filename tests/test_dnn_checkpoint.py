@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.steps.dnn_model import DnnConfig, EpochReport, TrainedDnn
-from pipelines.steps.dnn_training import train_dnn
+from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_model import EpochReport, TrainedDnn
+from pipelines.steps.models.dnn_training import train_dnn
 from tests.test_dnn_model import SIZES, SMALL, KilledError, simulated_rows
 
 ROWS = simulated_rows(120)

@@ -13,29 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.steps.dnn_model import (
-    AudienceNet,
-    DnnConfig,
-    Dropout,
-    EpochReport,
-    Pooling,
-    TrainedDnn,
-    as_tensors,
-    ensemble_of,
-    to_tensors,
-)
-from pipelines.steps.dnn_training import train_dnn
 from pipelines.steps.errors import DataError, TrainingError
-from pipelines.steps.feature_vocabulary import EncodedRows, Ragged
-from pipelines.steps.training_rows import (
+from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.labels.training_rows import (
     TEST,
     TRAIN,
     VALIDATION,
+    TrainingFiles,
     TrainingRows,
     check_trainable,
-    multi_hot,
-    read_training_rows,
 )
+from pipelines.steps.models.cpu_kernels import Dropout
+from pipelines.steps.models.dnn_batches import as_tensors, to_tensors
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling
+from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of
+from pipelines.steps.models.dnn_training import train_dnn
 
 SIZES = {"apps": 5, "model": 4}
 BATCH: EncodedRows = {
@@ -67,7 +59,7 @@ def simulated_rows(rows: int = 600, seed: int = 0) -> TrainingRows:
 def seeded_net(**options: object) -> AudienceNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = AudienceNet([5, 4], embedding_dim=3, hidden=(4,), embedding_init_sd=1.0, **options)  # type: ignore[arg-type]
+        net = AudienceNet([5, 4], embedding_dim=3, hidden=(4,), embedding_init_std=1.0, **options)  # type: ignore[arg-type]
     return net.eval()
 
 
@@ -115,9 +107,9 @@ def test_pooling_by_the_root_of_n_lets_long_lists_weigh_more() -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
 def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling) -> None:
-    """It has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
+    """The sum has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
     torch.manual_seed(0)
-    network = AudienceNet([6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_sd=1.0)
+    network = AudienceNet([6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_std=1.0)
     bags = as_tensors(Ragged.from_lists([[1, 1, 2], [5], [0], [6, 7, 7, 10], [8], [6, 6]]), "cpu")
     found = {}
     for mode in (True, False):
@@ -197,7 +189,7 @@ def test_one_batch_can_be_overfitted() -> None:
         dropout=0.0,
         embedding_dropout=0.0,
         token_dropout=0.0,
-        averaging=0.0,
+        ema_decay=0.0,
         learning_rate=0.03,
         max_epochs=200,
         patience=200,
@@ -390,8 +382,8 @@ def test_rows_without_fields_are_refused() -> None:
         check_trainable(rows)
 
 
-def test_multi_hot_counts_tokens_field_by_field() -> None:
-    counts = multi_hot(BATCH, SIZES).toarray()
+def test_the_count_matrix_counts_tokens_field_by_field() -> None:
+    counts = count_matrix(BATCH, SIZES).toarray()
     assert counts.tolist() == [
         [0, 0, 1, 1, 0, 0, 0, 1, 0],
         [1, 0, 0, 0, 0, 0, 0, 1, 1],
@@ -418,7 +410,7 @@ def test_reading_joins_files_and_row_groups(tmp_path: Path) -> None:
         write_rows(tmp_path / "1.parquet", columns_of([0, 1, 0], [[2], [3, 4], [0]])),
         write_rows(tmp_path / "2.parquet", columns_of([1], [[5, 6, 7]])),
     ]
-    rows = read_training_rows(paths, ["apps"])
+    rows = TrainingFiles(paths, ["apps"]).read()
     assert rows.labels.tolist() == [0, 1, 0, 1]
     assert [str(rows.labels.dtype), str(rows.split.dtype)] == ["float32", "int8"]
     assert rows.bags["apps"].values.tolist() == [2, 3, 4, 0, 5, 6, 7]
@@ -428,23 +420,23 @@ def test_reading_joins_files_and_row_groups(tmp_path: Path) -> None:
 def test_reading_refuses_what_is_missing(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "1.parquet", columns_of([0], [[2]]))
     with pytest.raises(DataError, match="no files"):
-        read_training_rows([], ["apps"])
+        TrainingFiles([], ["apps"]).read()
     with pytest.raises(DataError, match=r"2\.parquet cannot be read"):
-        read_training_rows([tmp_path / "2.parquet"], ["apps"])
+        TrainingFiles([tmp_path / "2.parquet"], ["apps"]).read()
     with pytest.raises(DataError, match=r"(?s)other columns than expected.*'model': 'list<int32>'"):
-        read_training_rows([path], list(SIZES))
+        TrainingFiles([path], list(SIZES)).read()
 
 
 def test_reading_refuses_nulls(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'label' of training set file .* holds nulls"):
-        read_training_rows([write_rows(tmp_path / "1.parquet", columns_of([None], [[2]]))], ["apps"])
+        TrainingFiles([write_rows(tmp_path / "1.parquet", columns_of([None], [[2]]))], ["apps"]).read()
     with pytest.raises(DataError, match="null lists"):
-        read_training_rows([write_rows(tmp_path / "2.parquet", columns_of([1], [None]))], ["apps"])
+        TrainingFiles([write_rows(tmp_path / "2.parquet", columns_of([1], [None]))], ["apps"]).read()
 
 
 def test_reading_rows_loads_no_framework() -> None:
     """Executors and the code location import these modules; torch alone costs a second."""
-    modules = ["model_bundle", "feature_vocabulary", "training_rows"]
+    modules = ["models.bundle_loader", "features.feature_vocabulary", "labels.training_rows"]
     program = (
         f"import sys, {', '.join(f'pipelines.steps.{name}' for name in modules)}\n"
         "heavy = {'torch', 'xgboost', 'sklearn', 'dagster', 'great_expectations'}\n"
@@ -456,7 +448,7 @@ def test_reading_rows_loads_no_framework() -> None:
 
 def test_scoring_the_network_needs_no_scikit_learn() -> None:
     program = (
-        "import sys, pipelines.steps.dnn_model, pipelines.steps.logistic_model\n"
+        "import sys, pipelines.steps.models.dnn_model, pipelines.steps.models.logistic_model\n"
         "print('sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

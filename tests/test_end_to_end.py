@@ -18,20 +18,28 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.demo import RUN_TAG, _close_killed_runs
-from pipelines.steps.candidate_models import BLEND, CANDIDATES, bundle_candidate
-from pipelines.steps.feature_vocabulary import Vocabulary
-from pipelines.steps.logistic_model import LogisticConfig, train_logistic
-from pipelines.steps.training_rows import (
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import (
     PROMOTION,
     TEST,
     TRAIN,
     VALIDATION,
+    TrainingFiles,
     TrainingRows,
-    read_training_rows,
 )
-from pipelines.steps.training_set import PromotionBlock
-from pipelines.steps.xgboost_model import XGBoostConfig, train_xgboost
-from resources.lake import Lake, Snapshot
+from pipelines.steps.labels.training_set import PromotionBlock
+from pipelines.steps.models.bundle import TrainedModel
+from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
+from pipelines.steps.promotion.candidate_models import (
+    BLEND,
+    CANDIDATES,
+    Measured,
+    measure_candidate,
+    write_candidate,
+)
+from resources.lake import Lake
+from resources.snapshots import Snapshot
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
@@ -258,11 +266,17 @@ def test_training_again_on_the_same_rows_makes_the_same_models(chain: Chain, tmp
     assert versions == {name: chain.project.models.current("car_buyers", name).version for name in versions}
 
 
+def _bundled(directory: Path, model: TrainedModel, vocabulary: Vocabulary, rows: TrainingRows) -> Measured:
+    candidate = measure_candidate(model, vocabulary, rows)
+    write_candidate(directory, candidate, vocabulary, [])
+    return candidate.measured
+
+
 def training_rows(project: SmallProject) -> tuple[TrainingRows, Vocabulary]:
     partition = project.lake.partition("training_set", "car_buyers")
     vocabulary = project.models.vocabulary(partition.properties["vocabulary_hash"])
     files = project.lake.files("training_set", ["car_buyers"])
-    return read_training_rows(files, list(vocabulary.sizes)), vocabulary
+    return TrainingFiles(files, list(vocabulary.sizes)).read(), vocabulary
 
 
 def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Path) -> None:
@@ -271,13 +285,13 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     # As a champion from before devices were kept for promotion: trained on them, it ranks them best.
     split = np.choose(rows.split, [VALIDATION, TEST, TEST, TRAIN]).astype(np.int8)
     config = XGBoostConfig(
-        max_rounds=100, patience=100, min_child_weight=0.1, column_share=1.0, row_share=1.0
+        num_boost_round=100, patience=100, min_child_weight=0.1, colsample_bytree=1.0, subsample=1.0
     )
     seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config)
     served = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
-        measured = bundle_candidate(directory, seer, vocabulary, rows, [])
+        measured = _bundled(directory, seer, vocabulary, rows)
         known_then = {name: value for name, value in served.items() if name != "promotion_block"}
         return {**known_then, "metrics": measured.to_dict()}
 
@@ -305,7 +319,7 @@ def learn_the_contrary(project: SmallProject) -> None:
     )
 
     def write(directory: Path) -> Mapping[str, Any]:
-        measured = bundle_candidate(directory, contrary, vocabulary, rows, [])
+        measured = _bundled(directory, contrary, vocabulary, rows)
         return {**known, "metrics": measured.to_dict()}
 
     for name in CANDIDATES:

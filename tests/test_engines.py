@@ -21,26 +21,26 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 
-from pipelines.steps.blend_model import BlendedModel
-from pipelines.steps.dnn_model import AudienceNet, Pooling
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.logistic_model import LogisticNet
-from pipelines.steps.model_bundle import (
-    BLEND_ARCHITECTURES,
-    ENGINES,
-    ONNX_ARCHITECTURES,
+from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.blend_model import BLEND_ARCHITECTURES, BlendedModel
+from pipelines.steps.models.bundle import (
+    NO_MEMBERS,
     SCORE_BATCH_ROWS,
-    TORCH_ARCHITECTURES,
-    XGBOOST_ARCHITECTURES,
+    TORCH_WEIGHTS,
     Scorer,
     TrainedModel,
-    load_bundle,
     write_bundle,
 )
-from pipelines.steps.onnx_model import InputForm, OnnxModel, export_onnx
-from pipelines.steps.training_rows import multi_hot
-from pipelines.steps.xgboost_model import TrainedXGBoost, XGBoostConfig
+from pipelines.steps.models.bundle_loader import ENGINES, load_bundle
+from pipelines.steps.models.dnn_config import Pooling
+from pipelines.steps.models.dnn_model import AudienceNet
+from pipelines.steps.models.logistic_model import LogisticNet
+from pipelines.steps.models.onnx_export import export_onnx
+from pipelines.steps.models.onnx_model import ONNX_ARCHITECTURES, InputForm, OnnxModel
+from pipelines.steps.models.torch_scorer import TORCH_ARCHITECTURES
+from pipelines.steps.models.xgboost_model import XGBOOST_ARCHITECTURES, TrainedXGBoost, XGBoostConfig
 from tests.test_onnx_model import graph, literal
 
 APPS = tuple(f"app-{number}" for number in range(60))
@@ -66,6 +66,8 @@ class Network:
     state: Mapping[str, torch.Tensor]
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     def weights(self) -> bytes:
         return safetensors.torch.save(dict(self.state))
@@ -126,7 +128,7 @@ def in_double(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 @cache
 def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
-    """With more than one member, the token counts are inputs, too."""
+    """A network whose token counts are inputs, too, where it has more than one member."""
     torch.manual_seed(1)
     parameters: dict[str, Any] = {
         "embedding_dim": 32,
@@ -135,7 +137,7 @@ def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
         "members": members,
         "token_counts": members > 1,
     }
-    network = AudienceNet(list(SIZES.values()), embedding_init_sd=5.0, **parameters)
+    network = AudienceNet(list(SIZES.values()), embedding_init_std=5.0, **parameters)
     model = Network({"name": "audience_net", **parameters}, network.state_dict())
     weights = in_double(model.state)
     tables = np.split(weights["embeddings"], np.cumsum(list(SIZES.values()))[:-1])
@@ -188,7 +190,7 @@ def some_labels(rows: EncodedRows) -> np.ndarray:
 
 
 def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
-    matrix = xgboost.DMatrix(multi_hot(rows, SIZES), label=some_labels(rows))
+    matrix = xgboost.DMatrix(count_matrix(rows, SIZES), label=some_labels(rows))
     booster = xgboost.train({"objective": "binary:logistic", "max_depth": 4, "nthread": 1}, matrix, 20)
     trees = [json.loads(tree) for tree in booster.get_dump(dump_format="json")]
     learner = json.loads(booster.save_config())["learner"]
@@ -202,7 +204,7 @@ def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
         return float(node["leaf"])
 
     def exact(rows: EncodedRows) -> np.ndarray:
-        counts = multi_hot(rows, SIZES).toarray()
+        counts = count_matrix(rows, SIZES).toarray()
         logits = [sum(leaf(tree, row) for tree in trees) for row in counts]
         return sigmoid(np.asarray(logits) + np.log(share / (1 - share)))
 
@@ -210,12 +212,12 @@ def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
 
 
 def of_scikit_learn(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
-    model = LogisticRegression(max_iter=1_000).fit(multi_hot(rows, SIZES), some_labels(rows))
+    model = LogisticRegression(max_iter=1_000).fit(count_matrix(rows, SIZES), some_labels(rows))
     counts = [("counts", FloatTensorType([None, sum(SIZES.values())]))]
     converted = to_onnx(model, initial_types=counts, options={id(model): {"zipmap": False}})
 
     def exact(rows: EncodedRows) -> np.ndarray:
-        return np.asarray(model.predict_proba(multi_hot(rows, SIZES).astype(np.float64))[:, 1])
+        return np.asarray(model.predict_proba(count_matrix(rows, SIZES).astype(np.float64))[:, 1])
 
     return OnnxModel(converted.SerializeToString(), VOCABULARY, inputs="multi_hot"), exact
 

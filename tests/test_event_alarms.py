@@ -5,7 +5,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from pipelines.steps.event_alarms import DayCounts, days_before, unusual_number, unusual_rejections
+from pipelines.steps.events.event_alarms import DayCounts, days_before, unusual_number, unusual_rejections
 
 DAY = date(2025, 3, 31)
 

@@ -13,13 +13,13 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.definitions import build_definitions
-from pipelines.steps.app_events import accept_events, label_rejections, read_raw_events
-from pipelines.steps.daily_fields import aggregate_days
+from pipelines.steps.config.fields import EventSource, FieldSpec
+from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import ConfigError, DataError
-from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.event_names import REASON, named_columns, source_columns
-from pipelines.steps.project import EventSource, FieldSpec, Project
-from pipelines.steps.project_files import load_project
+from pipelines.steps.events.app_events import accept_events, label_rejections, read_raw_events
+from pipelines.steps.events.event_columns import check_event_columns
+from pipelines.steps.events.event_names import REASON, named_columns, source_columns
+from pipelines.steps.features.daily_fields import aggregate_days
 from resources.spark import Spark
 
 DAY = date(2025, 3, 10)

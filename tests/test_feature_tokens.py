@@ -7,8 +7,8 @@ from datetime import UTC, date, datetime, time, timedelta
 import pytest
 from pyspark.sql import DataFrame
 
-from pipelines.steps.feature_tokens import collect_tokens, files_of, window
-from pipelines.steps.project import FieldSpec
+from pipelines.steps.config.fields import FieldSpec
+from pipelines.steps.features.feature_tokens import collect_tokens, files_of, window
 from tests.conftest import Frame
 
 DAY = date(2025, 3, 10)

@@ -10,18 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.errors import BundleError, DataError
-from pipelines.steps.feature_vocabulary import (
-    MISSING_ID,
-    RESERVED_IDS,
-    UNKNOWN_ID,
+from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, Ragged
+from pipelines.steps.features.feature_vocabulary import (
     FieldVocabulary,
-    Ragged,
     Vocabulary,
     count_token_devices,
     fit_vocabulary,
 )
-from pipelines.steps.project import FieldSpec
 from tests.conftest import Frame
 
 TOKENS = pa.list_(pa.string())
@@ -181,6 +178,21 @@ def test_rows_are_taken_in_the_order_named(lists: list[list[int]], data: st.Data
     rows = data.draw(st.lists(st.integers(0, len(lists) - 1)))
     taken = Ragged.from_lists(lists).take(np.array(rows, dtype=np.int64))
     assert to_lists(taken) == [lists[row] for row in rows]
+
+
+@given(ID_LISTS)
+def test_chosen_ids_are_counted_and_kept_row_by_row(lists: list[list[int]]) -> None:
+    ragged = Ragged.from_lists(lists)
+    odd = [[token_id for token_id in row if token_id % 2] for row in lists]
+    assert to_lists(ragged.filter(ragged.values % 2 == 1)) == odd
+    assert ragged.count(ragged.values % 2 == 1).tolist() == [len(row) for row in odd]
+
+
+@given(st.lists(ID_LISTS, max_size=3))
+def test_rows_of_several_follow_one_another(pieces: list[list[list[int]]]) -> None:
+    whole = Ragged.concatenated([Ragged.from_lists(lists) for lists in pieces])
+    assert to_lists(whole) == [row for lists in pieces for row in lists]
+    assert whole.to_arrow().to_pylist() == to_lists(whole)
 
 
 @given(ID_LISTS, st.data())

@@ -14,17 +14,23 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 EXECUTOR_MODULES = [
-    "app_events",
-    "daily_fields",
-    "feature_tokens",
-    "feature_vocabulary",
-    "model_bundle",
-    "normalize",
-    "predictions",
+    "events.app_events",
+    "features.daily_fields",
+    "features.encoded_rows",
+    "features.feature_tokens",
+    "features.feature_vocabulary",
+    "features.normalize",
+    "labels.training_set",
+    "models.bundle",
+    "models.bundle_loader",
     "row_groups",
-    "scoring_threads",
-    "training_set",
+    "scoring.predictions",
+    "scoring.scoring_threads",
 ]
+STEPS = REPOSITORY / "pipelines/steps"
+FOLDERS = ["config", "events", "features", "labels", "models", "promotion", "scoring", "targeting"]
+"""The data flow, as README has it."""
+PACKAGES = ["pipelines", "assets", "resources"]
 ABOVE_STEPS = {"dagster", "great_expectations", "assets", "resources"}
 MAX_CPU_SECONDS = 5.0
 """Contract of the design. Measured 2.2 s; a machine half as fast, or as busy, must not fail the test."""
@@ -71,11 +77,13 @@ def executor() -> dict[str, Any]:
         def loaded():
             return sorted({{name.partition(".")[0] for name in sys.modules}})
 
-        import pipelines.steps.model_bundle
+        import pipelines.steps.models.bundle_loader
         bundle = loaded()
+        import pipelines.steps.scoring.predictions
+        scoring = loaded()
         for name in {EXECUTOR_MODULES}:
             importlib.import_module(f"pipelines.steps.{{name}}")
-        print(json.dumps({{"bundle": bundle, "all": loaded()}}))
+        print(json.dumps({{"bundle": bundle, "scoring": scoring, "all": loaded()}}))
         """
     )
 
@@ -88,23 +96,103 @@ def test_executors_import_no_engine_before_a_bundle_asks_for_it(executor: dict[s
     assert {"torch", "xgboost", "sklearn", "onnxruntime"}.isdisjoint(executor["all"])
 
 
+def test_scoring_imports_no_reader_of_configuration_and_no_format_of_weights(
+    executor: dict[str, Any],
+) -> None:
+    unneeded = {"pydantic", "sqlglot", "yaml", "pandas", "sklearn", "safetensors", "onnx"}
+    assert unneeded.isdisjoint(executor["scoring"])
+
+
 def test_a_bundle_needs_no_spark(executor: dict[str, Any]) -> None:
     assert "pyspark" not in executor["bundle"]
 
 
 def test_no_step_names_what_is_above_it() -> None:
-    steps = sorted((REPOSITORY / "pipelines/steps").glob("*.py"))
+    steps = sorted(STEPS.rglob("*.py"))
     assert len(steps) > len(EXECUTOR_MODULES)
-    found = {step.name: sorted(imported_by(step) & ABOVE_STEPS) for step in steps}
-    assert {name: above for name, above in found.items() if above} == {}
+    assert above(steps, ABOVE_STEPS) == {}
+
+
+def test_no_resource_names_an_asset_and_neither_names_what_binds_them() -> None:
+    resources = sorted((REPOSITORY / "resources").glob("*.py"))
+    assets = sorted((REPOSITORY / "assets").glob("*.py"))
+    assert above(resources, {"assets"}) == {}
+    bound = {"pipelines.definitions", "pipelines.jobs", "pipelines.demo"}
+    assert {p.name for p in [*resources, *assets] if modules_imported_by(p) & bound} == set()
+
+
+def above(modules: list[Path], packages: set[str]) -> dict[str, list[str]]:
+    found = {str(module): sorted(imported_by(module) & packages) for module in modules}
+    return {name: above for name, above in found.items() if above}
+
+
+def test_a_folder_of_steps_imports_only_those_before_it() -> None:
+    assert [path.name for path in sorted(STEPS.iterdir(), key=place) if path.is_dir()] == FOLDERS
+    found = [
+        f"{name} imports {other}"
+        for name, others in imports_of_steps().items()
+        for other in others
+        if place(STEPS / other.split(".")[0]) > place(STEPS / name.split(".")[0])
+    ]
+    assert found == []
+
+
+def test_steps_import_nothing_of_pipelines_but_steps() -> None:
+    ours = {name for path in STEPS.rglob("*.py") for name in modules_imported_by(path) if "pipelines" in name}
+    assert {name for name in ours if not name.startswith("pipelines.steps.")} == set()
+
+
+def test_no_step_imports_itself_by_way_of_others() -> None:
+    left = imports_of_steps()
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
+def test_packages_hold_a_docstring_only() -> None:
+    """Importing a module imports the packages that it lies in: executors would load what they hold."""
+    packages = [path for folder in PACKAGES for path in sorted((REPOSITORY / folder).rglob("__init__.py"))]
+    assert len(packages) > len(FOLDERS)
+    assert [str(p) for p in packages if len(ast.parse(p.read_text()).body) != 1] == []
+
+
+def place(path: Path) -> int:
+    """The place of a folder in the data flow; a module beside the folders is open to all of them."""
+    return FOLDERS.index(path.name) if path.name in FOLDERS else -1
+
+
+def imports_of_steps() -> dict[str, set[str]]:
+    """Each module of the steps, such as `models.bundle`, and those that it imports, within functions too."""
+    names = {
+        ".".join(path.relative_to(STEPS).with_suffix("").parts): path
+        for path in STEPS.rglob("*.py")
+        if path.stem != "__init__"
+    }
+    prefix = "pipelines.steps."
+    return {
+        name: {
+            other.removeprefix(prefix)
+            for other in modules_imported_by(path)
+            if other.removeprefix(prefix) in names and other.startswith(prefix)
+        }
+        for name, path in names.items()
+    }
 
 
 def imported_by(module: Path) -> set[str]:
     """The packages that a module imports, within functions too."""
+    return {name.partition(".")[0] for name in modules_imported_by(module)}
+
+
+def modules_imported_by(module: Path) -> set[str]:
+    """`a.b`, and `a.b.c` too, where it says `from a.b import c`: whether c is a module is not known here."""
     nodes = list(ast.walk(ast.parse(module.read_text())))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.partition(".")[0] for name in names}
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 # --- definitions ----------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
 
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.label_values import conversion_predicate
+from pipelines.steps.config.predicates import predicate_columns
+from pipelines.steps.config.values import FILE_KEY
 from pipelines.steps.errors import ConfigError
-from pipelines.steps.event_columns import _stored_type
-from pipelines.steps.event_rows import column_type
-from pipelines.steps.label_values import conversion_predicate
-from pipelines.steps.predicates import predicate_columns
-from pipelines.steps.project import FILE_KEY, Audience
+from pipelines.steps.events.event_columns import _stored_type
+from pipelines.steps.events.event_rows import column_type
 from tests.conftest import Frame
 
 

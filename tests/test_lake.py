@@ -10,7 +10,8 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.steps.errors import DataError
-from resources.lake import ORPHAN_AGE_SECONDS, Lake, Partition
+from resources.lake import ORPHAN_AGE_SECONDS, Lake
+from resources.snapshots import Partition
 from tests.conftest import Frame
 
 MONDAY, TUESDAY, WEDNESDAY = "2025-03-10", "2025-03-11", "2025-03-12"

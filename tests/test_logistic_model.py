@@ -5,11 +5,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from pipelines.steps.dnn_model import to_tensors
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.feature_vocabulary import Ragged
-from pipelines.steps.logistic_model import LogisticConfig, LogisticNet, TrainedLogistic, train_logistic
-from pipelines.steps.training_rows import TEST, TRAIN, TrainingRows, multi_hot
+from pipelines.steps.features.encoded_rows import Ragged, count_matrix
+from pipelines.steps.labels.training_rows import TEST, TRAIN, TrainingRows
+from pipelines.steps.models.dnn_batches import to_tensors
+from pipelines.steps.models.logistic_model import LogisticConfig, LogisticNet, TrainedLogistic, train_logistic
 
 SIZES = {"apps": 6, "model": 4}
 
@@ -41,9 +41,9 @@ def test_torch_scores_what_scikit_learn_fitted() -> None:
     trained = train_logistic(rows, SIZES, LogisticConfig())
     train, test = rows.subset(TRAIN), rows.subset(TEST)
     reference = LogisticRegression(C=trained.chosen_c, tol=1e-5, max_iter=1_000).fit(
-        multi_hot(train.bags, SIZES).astype(np.float64), train.labels
+        count_matrix(train.bags, SIZES).astype(np.float64), train.labels
     )
-    expected = reference.predict_proba(multi_hot(test.bags, SIZES).astype(np.float64))[:, 1]
+    expected = reference.predict_proba(count_matrix(test.bags, SIZES).astype(np.float64))[:, 1]
     np.testing.assert_allclose(torch_probabilities(trained, test), expected, rtol=0, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_training_twice_gives_equal_weights() -> None:
 
 def test_no_c_to_try_is_refused() -> None:
     with pytest.raises(TrainingError, match="no C to try"):
-        train_logistic(simulated_rows(), SIZES, LogisticConfig(inverse_regularization=()))
+        train_logistic(simulated_rows(), SIZES, LogisticConfig(C=()))
 
 
 def test_untrainable_rows_are_refused() -> None:

@@ -10,14 +10,16 @@ import safetensors.torch
 import torch
 from scipy.special import expit
 
-from pipelines.steps.champion_model import Promotion
-from pipelines.steps.feature_vocabulary import MISSING_ID, UNKNOWN_ID, FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.model_bundle import Scorer, load_bundle, write_bundle
-from pipelines.steps.model_card import make_card
-from pipelines.steps.model_comparison import Difference, Interval, evaluate
-from pipelines.steps.model_report import (
+from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID, Ragged
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.metrics import Difference, Interval, evaluate
+from pipelines.steps.promotion.champion_model import Promotion
+from pipelines.steps.promotion.model_card import make_card
+from pipelines.steps.promotion.model_report import (
     Share,
-    deliver,
+    at_threshold,
     lift_by_decile,
     report_model,
     slice_rows,
@@ -28,12 +30,14 @@ VOCABULARY = Vocabulary(
     (FieldVocabulary("apps", 5, ("a", "b", "c|d`e")), FieldVocabulary("brand", 1, ("nokia", "pixel")))
 )
 WEIGHTS = [0.5, 0.1, 2.0, -1.0, 0.25, 0.0, 0.0, 1.5, -0.5]
-"""Of apps' missing, unknown, a, b, c; of brand's missing, unknown, nokia, pixel."""
+"""Weights of apps' missing, unknown, a, b, c; then of brand's missing, unknown, nokia, pixel."""
 ROWS = 2_000
 
 
 class Model:
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -80,7 +84,7 @@ def test_a_share_of_nothing_may_be_anything() -> None:
 
 def test_a_cut_delivers_what_is_counted() -> None:
     labels = np.array([1, 0, 1, 1, 0], dtype=np.float32)
-    found = deliver(labels, np.array([0.9, 0.8, 0.7, 0.2, 0.1], dtype=np.float32), 0.5)
+    found = at_threshold(labels, np.array([0.9, 0.8, 0.7, 0.2, 0.1], dtype=np.float32), 0.5)
     assert found.rows == 3
     assert found.precision.value == pytest.approx(2 / 3)
     assert found.recall.value == pytest.approx(2 / 3)

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from pipelines.steps.errors import BundleError, DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
-from pipelines.steps.model_bundle import BundleRef, load_bundle, write_bundle
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import BundleRef, write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.logistic_model import LogisticConfig, TrainedLogistic
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
 

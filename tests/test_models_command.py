@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from assets import segments
+from assets.partitions import daily
 from pipelines.models import main
-from pipelines.partitions import daily
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.logistic_model import LogisticConfig, TrainedLogistic
-from pipelines.steps.model_bundle import write_bundle
-from pipelines.steps.project_files import load_project
+from pipelines.steps.config.project import load_project
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.logistic_model import LogisticConfig, TrainedLogistic
 from resources.lake import Lake
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.steps.config.values import NORMALIZER_NAMES
 from pipelines.steps.errors import ConfigError
-from pipelines.steps.normalize import MAX_TOKEN_CHARACTERS, NORMALIZERS, NULL_MARKERS, normalize_values
+from pipelines.steps.features.normalize import (
+    MAX_TOKEN_CHARACTERS,
+    NORMALIZERS,
+    NULL_MARKERS,
+    normalize_values,
+)
 
 EACH = pytest.mark.parametrize("name", NORMALIZERS)
 
@@ -127,6 +133,10 @@ def test_each_distinct_value_is_normalized_once() -> None:
     tokens = normalize_values(column, "device_model")
 
     assert tokens.values.unique().to_pylist() == ["sm-g991b"]
+
+
+def test_a_project_may_name_every_normalizer_and_no_other() -> None:
+    assert tuple(NORMALIZERS) == NORMALIZER_NAMES
 
 
 def test_an_unknown_normalizer_is_refused() -> None:

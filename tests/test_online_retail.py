@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from pyspark.sql import SparkSession
 
+from assets.partitions import split_range
 from pipelines.definitions import build_definitions
-from pipelines.partitions import split_range
-from pipelines.steps.candidate_models import CANDIDATES, Measured
-from pipelines.steps.model_comparison import comparison_table
+from pipelines.steps.models.metrics import comparison_table
+from pipelines.steps.promotion.candidate_models import CANDIDATES, Measured
 from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
@@ -26,7 +26,8 @@ from tests.small_project import day_keys, failures, run, run_days, verdicts
 
 ROOT = Path(__file__).parent.parent
 EVENTS = Path(
-    os.environ.get("RETAIL_EVENTS") or ROOT / "../shared/data/online_retail/events.parquet"
+    os.environ.get("RETAIL_EVENTS")
+    or Path(os.environ.get("SAMPLE_DATA", "")) / "online_retail/events.parquet"
 ).resolve()
 EXAMPLE = ROOT / "examples" / "online_retail"
 
@@ -41,7 +42,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not EVENTS.is_file(),
-        reason=f"UCI Online Retail is not at {EVENTS}: set RETAIL_EVENTS to the path of its events.parquet",
+        reason=f"UCI Online Retail is not at {EVENTS}: SAMPLE_DATA has to hold online_retail/events.parquet",
     ),
 ]
 
@@ -118,7 +119,7 @@ def test_every_run_succeeds(retail: Retail) -> None:
 
 
 def test_checks_pass_but_the_warnings_of_odd_days(retail: Retail) -> None:
-    """On some days most rows have no customer, on Saturdays there is none: a warning, no reason to stop."""
+    """A day whose rows mostly have no customer, a Saturday with none: a warning, no reason to stop."""
     rejected_shares = 1 - retail.log.groupby("day")["kept"].mean()
     assert rejected_shares.max() > 0.5 >= rejected_shares[SCORED_DAY]
 

@@ -24,11 +24,13 @@ from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from pipelines.steps.errors import BundleError
-from pipelines.steps.feature_vocabulary import EncodedRows, FieldVocabulary, Ragged, Vocabulary
-from pipelines.steps.model_bundle import Scorer, TrainedModel, load_bundle, write_bundle
-from pipelines.steps.onnx_model import InputForm, OnnxModel, OutputKind, export_onnx
-from pipelines.steps.predictions import score_devices
-from pipelines.steps.training_rows import multi_hot
+from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, TrainedModel, write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.onnx_export import export_onnx
+from pipelines.steps.models.onnx_model import InputForm, OnnxModel, OutputKind
+from pipelines.steps.scoring.predictions import score_devices
 from tests.conftest import Frame
 
 VOCABULARY = Vocabulary(
@@ -84,7 +86,7 @@ def padded_graph(
 
 def expected_scores(rows: EncodedRows) -> np.ndarray:
     """What both graphs answer, in double precision."""
-    counts = multi_hot(rows, VOCABULARY.sizes).toarray().astype(np.float64)
+    counts = count_matrix(rows, VOCABULARY.sizes).toarray().astype(np.float64)
     return np.asarray(1 / (1 + np.exp(-counts @ np.concatenate([APP_WEIGHTS, MODEL_WEIGHTS]))))
 
 
@@ -128,7 +130,7 @@ def device_tokens() -> list[tuple[str, date, list[str] | None, list[str]]]:
 def test_a_model_of_scikit_learn_scores_on_spark_as_at_home(frame: Frame, tmp_path: Path, model: Any) -> None:
     tokens = frame("device_id string, day date, model array<string>, apps array<string>", device_tokens())
     rows = VOCABULARY.encode(tokens.orderBy("device_id").toArrow())
-    counts = multi_hot(rows, VOCABULARY.sizes)
+    counts = count_matrix(rows, VOCABULARY.sizes)
     wants = np.asarray(counts[:, [2, 5, 9]].sum(axis=1)).ravel() + np.arange(DEVICES) % 3
     model.fit(counts, wants > 2)
     exported = OnnxModel(sklearn_graph(model), VOCABULARY, inputs="multi_hot")
@@ -332,7 +334,7 @@ def test_a_classifier_that_answers_in_dictionaries_is_refused() -> None:
 
 
 def test_an_answer_that_is_no_probability_for_some_rows_is_refused_then(tmp_path: Path) -> None:
-    """Of the rows of app 3 only, which none of the rows that a graph is tried with holds."""
+    """Answers the rows of app 3 alone so, which none of the rows that a graph is tried with holds."""
     weights = literal("weights", (np.arange(COLUMNS) == 3).astype(np.float32).reshape(COLUMNS, 1) * 2)
     content = graph(
         f"faulty (float[rows, {COLUMNS}] counts) => (float[rows, 1] score) <{weights}>"
@@ -398,6 +400,8 @@ class Logistic:
     apps: Sequence[float]
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -418,7 +422,7 @@ def logistic(tmp_path: Path) -> Path:
 
 
 def test_sums_are_right_with_several_threads(logistic: Path, tmp_path: Path) -> None:
-    """Where onnxruntime adds up in parallel, it loses terms; a row of many tokens shows it."""
+    """A row of many tokens shows that onnxruntime loses terms where it adds up in parallel."""
     directory = write(tmp_path / "onnx", export_onnx(logistic), LONG)
     rows = {"apps": Ragged.from_lists([np.full(300_000, 2, dtype=np.int32).tolist()])}
     scorer = load_bundle(directory, threads=2)
@@ -446,7 +450,7 @@ def loaded_by(program: str, *arguments: str) -> set[str]:
 
 
 def test_bundles_load_no_onnxruntime_before_one_needs_it() -> None:
-    assert {"onnxruntime", "onnx"}.isdisjoint(loaded_by("import pipelines.steps.model_bundle"))
+    assert {"onnxruntime", "onnx"}.isdisjoint(loaded_by("import pipelines.steps.models.bundle_loader"))
 
 
 def test_scoring_needs_no_package_but_onnxruntime(tmp_path: Path) -> None:
@@ -455,7 +459,7 @@ def test_scoring_needs_no_package_but_onnxruntime(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from pipelines.steps.model_bundle import load_bundle
+        from pipelines.steps.models.bundle_loader import load_bundle
         load_bundle(Path(sys.argv[1]))
         """,
         str(directory),

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from benchmarks import parity, scoring_world, soak
-from pipelines.steps.dnn_model import AudienceNet, DnnConfig, Pooling, TrainedDnn
 from pipelines.steps.errors import DataError
-from pipelines.steps.model_bundle import load_bundle, write_bundle
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling
+from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 
 ROWS = 1_500
 IDS = pa.table({"device_id": ["a", "b"], "day": pa.array([date(2025, 3, 10)] * 2)})
@@ -54,7 +56,7 @@ def test_eager_pytorch_gives_the_bits_of_the_bundle(
     vocabulary = parity.vocabulary_of(net)
     torch.manual_seed(0)
     network = AudienceNet(
-        list(vocabulary.sizes.values()), embedding_dim=4, hidden=(8,), pooling=pooling, embedding_init_sd=1.0
+        list(vocabulary.sizes.values()), embedding_dim=4, hidden=(8,), pooling=pooling, embedding_init_std=1.0
     )
     config = DnnConfig.published(embedding_dim=4, hidden=(8,), pooling=pooling)
     model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())

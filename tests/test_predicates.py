@@ -7,8 +7,8 @@ import pytest
 from pydantic_core import PydanticCustomError
 from pyspark.sql import functions as F
 
-from pipelines.steps.condition_language import FUNCTIONS, TYPES
-from pipelines.steps.predicates import predicate_columns
+from pipelines.steps.config.condition_language import FUNCTIONS, TYPES
+from pipelines.steps.config.predicates import predicate_columns
 from tests.conftest import Frame
 
 PAGE = Path(__file__).parent.parent / "docs/conditions.md"

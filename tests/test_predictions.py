@@ -12,19 +12,14 @@ import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.steps.calibration import Calibration
-from pipelines.steps.dnn_model import AudienceNet
 from pipelines.steps.errors import BundleError, DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.model_bundle import BundleRef, bundle_version, load_bundle, write_bundle
-from pipelines.steps.predictions import (
-    MAX_PARITY_DIFFERENCE,
-    compare_with_local,
-    sample_scored,
-    score_devices,
-    score_files,
-    worker_threads,
-)
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, BundleRef, bundle_version, write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
+from pipelines.steps.models.calibration import Calibration
+from pipelines.steps.models.dnn_model import AudienceNet
+from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, compare_with_local, sample_scored
+from pipelines.steps.scoring.predictions import score_devices, score_files, worker_threads
 from resources.lake import Lake
 from tests.conftest import Frame
 from tests.test_row_groups import alter_last_byte
@@ -41,12 +36,14 @@ class Network:
     """An untrained network: what its weights are does not matter here, that they are kept does."""
 
     engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
 
     def __init__(self, vocabulary: Vocabulary, seed: int) -> None:
         torch.manual_seed(seed)
         parameters = {"embedding_dim": 4, "hidden": [8]}
         network = AudienceNet(
-            list(vocabulary.sizes.values()), embedding_dim=4, hidden=[8], embedding_init_sd=1.0
+            list(vocabulary.sizes.values()), embedding_dim=4, hidden=[8], embedding_init_std=1.0
         )
         self.architecture: dict[str, object] = {"name": "audience_net", **parameters}
         self._state = network.state_dict()

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.steps.config.audience import Label, RollingDays
+from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import ConfigError
-from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.project import Label, Project, RollingDays
-from pipelines.steps.project_files import load_project
+from pipelines.steps.events.event_columns import check_event_columns
 
 REPOSITORY = Path(__file__).parent.parent
-RETAIL_EVENTS = REPOSITORY.parent / "shared/data/online_retail/events.parquet"
+RETAIL_EVENTS = Path(os.environ.get("SAMPLE_DATA", "")) / "online_retail/events.parquet"
 
 FIELDS = """\
 events:
@@ -213,9 +213,11 @@ def test_the_projects_own_files_are_right(directory: str, monkeypatch: pytest.Mo
     assert len(project.audiences) == 1
 
 
-@pytest.mark.skipif(not RETAIL_EVENTS.exists(), reason="the retail events are not on this machine")
+@pytest.mark.skipif(
+    not RETAIL_EVENTS.exists(), reason="SAMPLE_DATA names no folder with online_retail/events.parquet"
+)
 def test_the_retail_example_fits_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETAIL_EVENTS", str(RETAIL_EVENTS))
+    monkeypatch.setenv("RETAIL_EVENTS", str(RETAIL_EVENTS.absolute()))
 
     check_event_columns(load_project(REPOSITORY / "examples/online_retail"))
 
@@ -781,8 +783,8 @@ def test_reading_needs_neither_spark_nor_torch(workplace: Workplace) -> None:
     program = """
 import sys
 from pathlib import Path
-from pipelines.steps.event_columns import check_event_columns
-from pipelines.steps.project_files import load_project
+from pipelines.steps.events.event_columns import check_event_columns
+from pipelines.steps.config.project import load_project
 check_event_columns(load_project(Path("audiences")))
 heavy = {"pyspark", "torch", "dagster", "great_expectations", "sklearn", "xgboost", "pandas"}
 print(",".join(sorted(heavy & {name.partition(".")[0] for name in sys.modules})))

@@ -19,7 +19,7 @@ from benchmarks.measure import missing_package
 from benchmarks.simulated_users import WORLD_FOLDER, attainable, write_users
 from benchmarks.training_peers import LIMIT, PEERS, Peer
 from pipelines.steps.errors import DataError
-from pipelines.steps.training_rows import TEST, TRAIN
+from pipelines.steps.labels.training_rows import TEST, TRAIN
 
 USERS = 900
 BRANDS = (None, "nokia", "pixel")
@@ -124,8 +124,6 @@ def test_users_are_simulated_again_in_the_same_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["limit", *PEERS])
 def test_peers_train_our_network(name: str) -> None:
     peer: Peer = LIMIT if name == "limit" else PEERS[name]
-    if name in training.NOT_TOGETHER:
-        pytest.skip(training.NOT_TOGETHER[name])
     if reason := missing_package(peer.module):
         pytest.skip(reason)
     rows, sizes = training.make_rows(600, seed=1)
@@ -150,7 +148,7 @@ def test_training_is_measured_with_these_names(tmp_path: Path) -> None:
             "--rounds",
             "1",
             "--peers",
-            "limit,plain_loop,pytorch_widedeep",
+            "limit,plain_loop",
             "--json",
             str(written),
         ]
@@ -158,7 +156,6 @@ def test_training_is_measured_with_these_names(tmp_path: Path) -> None:
     figures = json.loads(written.read_text())
     assert code == 0
     assert {"limit", "plain_loop"} == set(figures["ratios"])
-    assert figures["results"]["pytorch_widedeep"]["missing"]
 
 
 def test_the_test_split_is_scored_by_all_models_on_the_same_users(data: Path) -> None:

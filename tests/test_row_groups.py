@@ -24,7 +24,7 @@ def write(path: Path, apps: list[list[str]], **options: Any) -> Path:
 
 
 def alter_last_byte(file: Path, row_group: int, column: int) -> None:
-    """Of one column chunk: what no checksum covers would read as another value."""
+    """Damages one column chunk: what no checksum covers would read as another value."""
     chunk = pq.read_metadata(file).row_group(row_group).column(column)
     begin = chunk.dictionary_page_offset or chunk.data_page_offset
     content = bytearray(file.read_bytes())

@@ -1,4 +1,4 @@
-"""As many threads as a task has CPUs, in every library that scores."""
+"""Every library that scores uses as many threads as a task has CPUs."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 COUNT = """
 import json, os, sys
 import numpy, torch, xgboost
-from pipelines.steps.scoring_threads import count_threads, limit_threads, require_threads
+from pipelines.steps.scoring.scoring_threads import count_threads, limit_threads, require_threads
 wanted = int(sys.argv[1])
 before = count_threads()
 limit_threads(wanted)
@@ -32,9 +32,8 @@ def test_every_library_gets_as_many_as_asked_for(threads: int) -> None:
 
 @pytest.mark.slow
 def test_a_library_that_would_use_more_is_named() -> None:
-    code = (
-        "import torch\nfrom pipelines.steps.scoring_threads import *\nlimit_threads(2)\nrequire_threads(1)\n"
-    )
+    module = "pipelines.steps.scoring.scoring_threads"
+    code = f"import torch\nfrom {module} import *\nlimit_threads(2)\nrequire_threads(1)\n"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "would use more threads than its task has CPUs" in run.stderr

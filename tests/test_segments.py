@@ -7,8 +7,8 @@ from math import isnan
 import pytest
 from pyspark.sql import DataFrame
 
-from pipelines.steps.project import SegmentSpec
-from pipelines.steps.segments import (
+from pipelines.steps.config.audience import SegmentSpec
+from pipelines.steps.targeting.segments import (
     SegmentOutcome,
     measure_segments,
     select_segments,

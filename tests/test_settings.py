@@ -10,15 +10,15 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from pipelines.steps.errors import DataError
-from pipelines.steps.project_files import load_project
-from pipelines.steps.settings import (
+from pipelines.steps.config.project import load_project
+from pipelines.steps.config.settings import (
     daily_settings,
     event_settings,
     fields_of_settings,
     require_settings,
     token_settings,
 )
+from pipelines.steps.errors import DataError
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,

@@ -17,24 +17,20 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from pipelines.simulate import main
-from pipelines.steps import simulated_world as world
+from pipelines.simulated_world import rules, world
+from pipelines.simulated_world.config import GENERATOR_VERSION, SimulationError, WorldConfig
+from pipelines.simulated_world.files import EVENT_SCHEMA
+from pipelines.simulated_world.population import propensity
+from pipelines.simulated_world.world import attainable_auc, rank_auc, simulate_world
 from pipelines.steps.errors import DataError
-from pipelines.steps.simulated_world import (
-    SimulationError,
-    WorldConfig,
-    attainable_auc,
-    propensity,
-    rank_auc,
-    simulate_world,
-)
 
 TINY = WorldConfig(devices=100, days=5, events=2_000, first_day=date(2025, 2, 26), seed=3)
 SMALL = WorldConfig(devices=1_500, days=60, events=60_000, seed=11)
 WINDOW_DAYS = 30
 SINGLE_TOKEN_AUC_BOUND = 0.70
-"""At 20,000 devices the best token reaches 0.66; here chance has its part too."""
+"""The best token reaches 0.66 at 20,000 devices; here chance has its part too."""
 STANDARD_ERRORS = 4
-"""How far a share may stray from its constant: a fixed seed, so this never flickers."""
+"""Errors that a share may stray from its constant: a fixed seed, so this never flickers."""
 
 
 def read_events(root: Path) -> pd.DataFrame:
@@ -98,7 +94,7 @@ def test_rows_days_and_schema_are_those_asked_for(root: Path, events: pd.DataFra
     days = [(SMALL.first_day + timedelta(days=index)).isoformat() for index in range(SMALL.days)]
     folders = sorted(path.name for path in (root / world.EVENTS_FOLDER).iterdir())
     assert folders == [f"day={day}" for day in days]
-    assert pq.read_schema(root / "events" / folders[0] / "part-0.parquet") == world.EVENT_SCHEMA
+    assert pq.read_schema(root / "events" / folders[0] / "part-0.parquet") == EVENT_SCHEMA
     assert (events["received_at"].dt.strftime("%Y-%m-%d") == events["day"]).all()
 
 
@@ -172,32 +168,32 @@ def test_dirty_ids_come_at_their_rates(first_copies: pd.DataFrame) -> None:
     missing = ids.isna() | (ids == "")
     assert ids.isna().any()
     assert (ids == "").any()
-    assert_share(missing, world.MISSING_ID_SHARE)
-    assert_share(ids == world.ZERO_ID, world.ZERO_ID_SHARE)
-    assert_share(ids.fillna("").str.contains("[A-F]"), world.UPPER_CASE_ID_SHARE)
+    assert_share(missing, rules.MISSING_ID_SHARE)
+    assert_share(ids == rules.ZERO_ID, rules.ZERO_ID_SHARE)
+    assert_share(ids.fillna("").str.contains("[A-F]"), rules.UPPER_CASE_ID_SHARE)
 
 
 def test_dirty_times_come_at_their_rates(first_copies: pd.DataFrame) -> None:
     delay = first_copies["received_at"] - first_copies["event_time"]
     hours, days = pd.Timedelta(minutes=90), pd.Timedelta(days=1)
-    assert_share(first_copies["event_time"].isna(), world.MISSING_TIME_SHARE)
-    assert_share(delay < pd.Timedelta(0), world.FUTURE_SHARE)
-    assert_share((delay >= hours) & (delay < days), world.HOURS_LATE_SHARE)
-    assert_share(delay >= days, world.DAYS_LATE_SHARE)
+    assert_share(first_copies["event_time"].isna(), rules.MISSING_TIME_SHARE)
+    assert_share(delay < pd.Timedelta(0), rules.FUTURE_SHARE)
+    assert_share((delay >= hours) & (delay < days), rules.HOURS_LATE_SHARE)
+    assert_share(delay >= days, rules.DAYS_LATE_SHARE)
     assert delay.max() < pd.Timedelta(days=5)
     assert delay.min() < -pd.Timedelta(days=365)
 
 
 def test_duplicates_are_exact_and_come_at_their_rate(events: pd.DataFrame) -> None:
-    assert_share(events.duplicated(), world.DUPLICATE_SHARE)
+    assert_share(events.duplicated(), rules.DUPLICATE_SHARE)
 
 
 @pytest.mark.parametrize("column", ["device_name", "device_model", "app_package", "campaign"])
 def test_missing_values_are_spelled_in_every_way(first_copies: pd.DataFrame, column: str) -> None:
     values = first_copies[column].dropna()
-    missing = values[values.isin(world.MISSING_SPELLINGS)]
-    assert set(missing) == set(world.MISSING_SPELLINGS)
-    assert_share(values.isin(world.MISSING_SPELLINGS), world.MISSING_VALUE_SHARE)
+    missing = values[values.isin(rules.MISSING_SPELLINGS)]
+    assert set(missing) == set(rules.MISSING_SPELLINGS)
+    assert_share(values.isin(rules.MISSING_SPELLINGS), rules.MISSING_VALUE_SHARE)
 
 
 def test_names_and_models_are_spelled_in_many_ways(first_copies: pd.DataFrame) -> None:
@@ -212,21 +208,21 @@ def test_names_and_models_are_spelled_in_many_ways(first_copies: pd.DataFrame) -
 
 
 def test_emulators_are_flagged_and_buy_no_car(first_copies: pd.DataFrame, truth: pd.DataFrame) -> None:
-    assert_share(truth["emulator"], world.EMULATOR_SHARE)
+    assert_share(truth["emulator"], rules.EMULATOR_SHARE)
     assert (truth.loc[truth["emulator"], "daily_hazard"] == 0).all()
-    emulated = first_copies[first_copies["device_model"].isin([model for _, model in world.EMULATORS])]
+    emulated = first_copies[first_copies["device_model"].isin([model for _, model in rules.EMULATORS])]
     flagged = set(truth.loc[truth["emulator"], "device_id"])
     known = emulated["device_id"].dropna().str.lower()
-    assert set(known) - {"", world.ZERO_ID} == flagged
+    assert set(known) - {"", rules.ZERO_ID} == flagged
 
 
 def test_events_carry_only_what_their_kind_has(first_copies: pd.DataFrame) -> None:
     is_ad = first_copies["event_name"].isin(["ad_impression", "ad_click"])
     is_purchase = first_copies["event_name"] == "purchase"
-    assert set(first_copies["event_name"]) == set(world.EVENT_NAMES)
+    assert set(first_copies["event_name"]) == set(rules.EVENT_NAMES)
     assert (first_copies["campaign"].notna() == is_ad).all()
     assert (first_copies["product"].notna() == is_purchase).all()
-    assert set(first_copies["product"].dropna()) == {world.CAR, *world.OTHER_PRODUCTS}
+    assert set(first_copies["product"].dropna()) == {rules.CAR, *rules.OTHER_PRODUCTS}
     assert first_copies["app_package"].notna().all()
 
 
@@ -235,7 +231,7 @@ def test_events_carry_only_what_their_kind_has(first_copies: pd.DataFrame) -> No
 
 @pytest.fixture(scope="module")
 def cars(first_copies: pd.DataFrame) -> pd.DataFrame:
-    bought = first_copies[first_copies["product"] == world.CAR]
+    bought = first_copies[first_copies["product"] == rules.CAR]
     return bought.assign(device_id=bought["device_id"].str.lower())
 
 
@@ -259,7 +255,7 @@ def test_no_car_purchase_is_lost_to_dirt(cars: pd.DataFrame, truth: pd.DataFrame
 
 def test_the_share_of_buyers_is_the_calibrated_one(truth: pd.DataFrame) -> None:
     hazard = truth.loc[~truth["emulator"], "daily_hazard"].to_numpy()
-    assert propensity(hazard, world.CALIBRATION_DAYS).mean() == pytest.approx(world.BUYER_SHARE, abs=1e-9)
+    assert propensity(hazard, rules.CALIBRATION_DAYS).mean() == pytest.approx(rules.BUYER_SHARE, abs=1e-9)
 
 
 def test_a_perfect_model_would_do_well_but_not_perfectly(truth: pd.DataFrame) -> None:
@@ -331,7 +327,7 @@ def test_many_weak_tokens_together_tell_who_buys(tmp_path: Path) -> None:
     events = events[events["device_id"].isin(hazard.index)]
     as_of = pd.Timestamp(config.first_day, tz="UTC") + pd.Timedelta(days=WINDOW_DAYS)
     in_window = events[events["event_time"] < as_of]
-    horizon = events[(events["event_time"] >= as_of) & (events["product"] == world.CAR)]
+    horizon = events[(events["event_time"] >= as_of) & (events["product"] == rules.CAR)]
 
     pairs = pd.concat(
         [
@@ -342,11 +338,11 @@ def test_many_weak_tokens_together_tell_who_buys(tmp_path: Path) -> None:
     pairs = pairs.dropna().drop_duplicates()
     tokens = pairs["token"].astype("category").cat.codes
     rows = hazard.index.get_indexer(pd.Index(pairs["device_id"]))
-    multi_hot = csr_matrix((np.ones(len(pairs)), (rows, tokens)), shape=(len(hazard), tokens.max() + 1))
+    counts = csr_matrix((np.ones(len(pairs)), (rows, tokens)), shape=(len(hazard), tokens.max() + 1))
     bought = hazard.index.isin(horizon["device_id"])
     learn = np.arange(len(hazard)) % 2 == 0
-    model = LogisticRegression(C=0.01, max_iter=1_000).fit(multi_hot[learn], bought[learn])
-    reached = rank_auc(model.decision_function(multi_hot[~learn]), bought[~learn])
+    model = LogisticRegression(C=0.01, max_iter=1_000).fit(counts[learn], bought[learn])
+    reached = rank_auc(model.decision_function(counts[~learn]), bought[~learn])
     attainable = attainable_auc(hazard.to_numpy()[~learn], bought[~learn])
     assert (reached - 0.5) / (attainable - 0.5) > 0.65
 
@@ -376,7 +372,7 @@ def test_the_command_does_nothing_the_second_time(tmp_path: Path, capsys: pytest
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     stored = json.loads((tmp_path / "world" / "world.json").read_text())
     assert stored == {
-        "generator_version": world.GENERATOR_VERSION,
+        "generator_version": GENERATOR_VERSION,
         "config": {"devices": 100, "days": 5, "events": 2_000, "first_day": "2025-01-01", "seed": 7},
     }
     assert main(arguments) == 0

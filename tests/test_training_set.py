@@ -12,18 +12,17 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from pipelines.steps.config.audience import Audience
 from pipelines.steps.errors import DataError
-from pipelines.steps.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.project import Audience
-from pipelines.steps.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
-from pipelines.steps.training_set import (
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
+from pipelines.steps.labels.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
+from pipelines.steps.labels.training_set import (
     PromotionBlock,
     count_splits,
     encode_rows,
     keep_negatives,
-    label_days,
     label_devices,
-    matured_as_of_days,
     split_devices,
 )
 from tests.conftest import Frame
@@ -114,7 +113,7 @@ def test_label_days_are_the_days_after() -> None:
 
 
 def known_days(count: int) -> list[date]:
-    """As many days, the last of them DAY."""
+    """So many days, the last of them DAY."""
     return [days_after(1 - count + place) for place in range(count)]
 
 

@@ -11,7 +11,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from pipelines.partitions import checked_days, days_of, keys_of, split_range
+from assets.partitions import checked_days, days_of, keys_of, split_range
 from resources.expectations import VERSION, Check, Subject, check_specs, evaluate, expect, report
 from resources.verdicts import FAILED, NEVER, PAGE, PASSED, Verdicts
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.steps import worker_daemon
-from pipelines.steps.worker_daemon import end_stopped_workers
+from pipelines.steps.scoring import worker_daemon
+from pipelines.steps.scoring.worker_daemon import end_stopped_workers
 
 IDLE = "spark.sql.execution.pyspark.udf.idleTimeoutSeconds"
 

@@ -7,12 +7,12 @@ import pytest
 import xgboost
 
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.feature_vocabulary import Ragged
-from pipelines.steps.training_rows import TRAIN, VALIDATION, TrainingRows, multi_hot
-from pipelines.steps.xgboost_model import Trial, XGBoostConfig, train_xgboost, tune_xgboost
+from pipelines.steps.features.encoded_rows import Ragged, count_matrix
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.xgboost_model import Trial, XGBoostConfig, train_xgboost, tune_xgboost
 
 SIZES = {"apps": 6, "model": 4}
-SMALL = XGBoostConfig(max_rounds=60, patience=5, column_share=1.0)
+SMALL = XGBoostConfig(num_boost_round=60, patience=5, colsample_bytree=1.0)
 
 
 def simulated_rows(rows: int = 600) -> TrainingRows:
@@ -44,9 +44,12 @@ def test_early_stopping_keeps_the_trees_up_to_the_best_round() -> None:
 
 def test_the_best_setting_grows_on_where_a_trial_ended_it() -> None:
     told: list[Trial] = []
-    tuned = tune_xgboost(simulated_rows(), SIZES, replace(SMALL, max_rounds=3), told.append, trials=2)
-    assert [(trial.number, trial.changes.get("max_rounds")) for trial in told[:2]] == [(1, None), (2, None)]
-    assert told[2].changes["max_rounds"] == tuned.config.max_rounds == 12
+    tuned = tune_xgboost(simulated_rows(), SIZES, replace(SMALL, num_boost_round=3), told.append, trials=2)
+    assert [(trial.number, trial.changes.get("num_boost_round")) for trial in told[:2]] == [
+        (1, None),
+        (2, None),
+    ]
+    assert told[2].changes["num_boost_round"] == tuned.config.num_boost_round == 12
     assert tuned.best_round > 3
     assert tuned.best_auc > max(trial.validation_auc for trial in told[:2])
 
@@ -68,7 +71,7 @@ def test_weights_are_ubjson_that_xgboost_reads_back() -> None:
     trained = train_xgboost(simulated_rows(), SIZES, SMALL)
     again = xgboost.Booster()
     again.load_model(bytearray(trained.weights()))
-    rows = xgboost.DMatrix(multi_hot(simulated_rows().subset(VALIDATION).bags, SIZES))
+    rows = xgboost.DMatrix(count_matrix(simulated_rows().subset(VALIDATION).bags, SIZES))
     np.testing.assert_array_equal(again.predict(rows), trained.booster.predict(rows))
 
 

@@ -1,5 +1,7 @@
 """The one hierarchy of errors. Each message says what, found, expected and remedy."""
 
+from collections.abc import Sequence
+
 
 class AudienceFactoryError(Exception):
     """Something the user can act on.
@@ -33,3 +35,10 @@ class TrainingError(AudienceFactoryError):
 
 class BundleError(AudienceFactoryError):
     """A model bundle is missing, damaged or does not match what it is asked to score."""
+
+
+def abridged(names: Sequence[str], most: int = 6) -> str:
+    """Names for a message: all, or the first few, the last one and how many there are."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 1])}, … {names[-1]} ({len(names)} in all)"

@@ -1,0 +1,111 @@
+"""What of a user's files a stored partition was made with, key by key, and whether that still holds.
+
+A partition remembers the keys that decided on its content. Who reads it asks for those that it depends on:
+a field or an audience that is added later makes no partition invalid for anybody else.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig, FieldSpec
+from pipelines.steps.errors import DataError, abridged
+
+MADE_WITH = "made_with"
+"""The property of a partition that holds its settings."""
+PLACES_AND_DAYS = {"path", "written_path", "first_day", "last_day"}
+"""Keys of `events` that say where events lie and on which days, not what is made of one."""
+INGEST_AGAIN = "backfill ingestion_job over these days, then features_job over those to train on or score"
+BACKFILLS = {
+    "app_events": INGEST_AGAIN,
+    "daily_fields": INGEST_AGAIN,
+    "feature_tokens": "backfill features_job over these days",
+    "training_set": "run training_job",
+}
+"""Table → what makes its partitions anew, with all that they are made from."""
+SHOWN = 4
+
+
+def event_settings(source: EventSource) -> dict[str, Any]:
+    """The keys that decide on the rows of `app_events`."""
+    keys = source.model_dump(mode="json")
+    filters = keys.pop("filters")
+    plain = {f"events.{key}": value for key, value in keys.items() if key not in PLACES_AND_DAYS}
+    return (
+        plain
+        | {f"events.filters.{name}": sql for name, sql in filters.items()}
+        | {"events.filters": sorted(filters)}
+    )
+
+
+def daily_settings(config: FieldsConfig, fields: Sequence[FieldSpec] | None = None) -> dict[str, Any]:
+    """The keys that decide on the rows of `daily_fields`; of some fields, or of all."""
+    chosen = config.fields if fields is None else fields
+    return event_settings(config.events) | {
+        f"fields.{field.name}.{key}": getattr(field, key) for field in chosen for key in ("column", "kind")
+    }
+
+
+def token_settings(config: FieldsConfig, fields: Sequence[FieldSpec] | None = None) -> dict[str, Any]:
+    """The keys that decide on the rows of `feature_tokens`; of some fields, or of all."""
+    chosen = config.fields if fields is None else fields
+    own = {f"fields.{f.name}.{key}": getattr(f, key) for f in chosen for key in ("normalizer", "max_length")}
+    return daily_settings(config, chosen) | own | {"window_days": config.window_days}
+
+
+def fields_of_settings(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Those that give the tokens of some fields their meaning, whatever events they were made from."""
+    prefixes = tuple(f"fields.{name}." for name in fields)
+    return {key: value for key, value in settings.items() if key.startswith(prefixes) or key == "window_days"}
+
+
+def code_version(settings: Any) -> str:
+    """A short hash, by which the UI sees that an asset's settings have changed."""
+    canonical = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def require_settings(
+    table: str,
+    made_with: Mapping[str, Mapping[str, Any]],
+    needed: Mapping[str, Any],
+    by: str | None = None,
+) -> None:
+    """Refuses partitions that were made with other settings than are needed.
+
+    Args:
+        table: Their table.
+        made_with: Partition → its settings.
+        needed: Those that must be equal; others do not matter.
+        by: Who needs them, where that is a model and not the present fields.yaml.
+
+    Raises:
+        DataError: A setting differs; names the first key, both values, the partitions and what mends them.
+    """
+    missing = object()
+    plain = json.loads(json.dumps(needed, default=str))
+    changed: dict[str, list[str]] = {}
+    for partition, settings in made_with.items():
+        for key, value in plain.items():
+            if settings.get(key, missing) != value:
+                changed.setdefault(key, []).append(partition)
+    if not changed:
+        return
+    key, partitions = next(iter(changed.items()))
+    before = made_with[partitions[0]].get(key, missing)
+    others = [other for other in changed if other != key]
+    stale = f"{table} {abridged(partitions, SHOWN)}"
+    if by is None:
+        what = f"{stale} was made before {FIELDS_FILE} said what it says now: `{key}`"
+        remedy = f"{BACKFILLS.get(table, f'materialize {table} again')}; or set {FIELDS_FILE} back. "
+        remedy += "A new project wants a DATA_DIR and DAGSTER_HOME of its own"
+    else:
+        what = f"{stale} was made with another `{key}` than {by} was trained with"
+        remedy = "run features_job for the as-of days, then training_job: a model goes with its settings"
+    raise DataError(
+        what,
+        found="nothing was said of it then" if before is missing else repr(before),
+        expected=repr(plain[key]) + (f" (also changed: {abridged(others, SHOWN)})" if others else ""),
+        remedy=remedy,
+    )

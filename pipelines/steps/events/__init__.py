@@ -1,0 +1,1 @@
+"""Raw rows become `app_events`: found, read, cleaned, counted."""

@@ -1,0 +1,1 @@
+"""Accepted events become tokens, and tokens become ids."""

@@ -1,0 +1,60 @@
+"""The days that are trained on, and the days that decide their labels."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+from pipelines.steps.config.audience import Audience, RollingDays
+from pipelines.steps.errors import DataError
+
+
+def label_days(as_of: date, horizon_days: int) -> list[date]:
+    """The days whose events decide the label of an as-of day: the `horizon_days` after it."""
+    return [as_of + timedelta(days=ahead) for ahead in range(1, horizon_days + 1)]
+
+
+def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_days: int) -> list[date]:
+    """The as-of days to train on, oldest first.
+
+    Args:
+        audience: Names the days, or asks for the newest matured ones.
+        known_days: Days whose events are in the lake.
+        window_days: The look-back; a rolling as-of day needs a whole window.
+
+    Raises:
+        DataError: A day named has not matured, or too few have.
+    """
+    known = set(known_days)
+
+    def matured(as_of: date) -> bool:
+        return known.issuperset(label_days(as_of, audience.horizon_days))
+
+    if not isinstance(audience.as_of_days, RollingDays):
+        unripe = [day for day in audience.as_of_days if not matured(day)]
+        if unripe:
+            raise _not_matured(audience, unripe, known_days)
+        return list(audience.as_of_days)
+    rolling = audience.as_of_days
+    if not known:
+        raise DataError(
+            f"{audience.name}: there are no days to train on",
+            found="no app_events",
+            expected=f"{rolling.count} as-of days, a window before and {audience.horizon_days} days after",
+            remedy="materialize app_events first (a backfill over the range does it)",
+        )
+    newest = max(known) - timedelta(days=audience.horizon_days)
+    days = [newest - timedelta(days=back * rolling.every_days) for back in range(rolling.count)]
+    first = min(known)
+    unripe = [d for d in days if not matured(d) or d - timedelta(days=window_days - 1) < first]
+    if unripe:
+        raise _not_matured(audience, unripe, known_days)
+    return sorted(days)
+
+
+def _not_matured(audience: Audience, unripe: Sequence[date], known_days: Sequence[date]) -> DataError:
+    known = f"{min(known_days)} to {max(known_days)} ({len(known_days)} days)" if known_days else "none"
+    return DataError(
+        f"{audience.name}: as-of days {', '.join(map(str, sorted(unripe)))} cannot be trained on",
+        found=f"app_events of {known}",
+        expected=f"a whole window before, and all of the {audience.horizon_days} days after, each as-of day",
+        remedy="materialize app_events for these days, or name earlier as-of days in the audience's file",
+    )

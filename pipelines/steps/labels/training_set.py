@@ -1,0 +1,167 @@
+"""Labelled, encoded rows: as-of snapshots × devices, labels strictly after the as-of day."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, IntegerType, StructType
+
+from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.label_values import conversion_predicate
+from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.labels.training_rows import PROMOTION, TEST, TRAIN, VALIDATION
+
+SAMPLE_GRAIN = 1_000_000
+"""Negatives are drawn to a millionth."""
+SPLIT_GRAIN = 10_000
+"""Devices are split to a ten-thousandth."""
+PROMOTION_SALT = "promotion"
+"""Decides, without any seed, which devices are kept for promotion. Another one: others are kept."""
+
+
+@dataclass(frozen=True)
+class PromotionBlock:
+    """The devices kept for promotion: of two blocks of one salt, the smaller lies within the larger.
+
+    Attributes:
+        fraction: Share of all devices.
+        salt: Of the hash.
+    """
+
+    fraction: float
+    salt: str = PROMOTION_SALT
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, properties: Mapping[str, Any]) -> "PromotionBlock | None":
+        """The block that a training set or a model was made with; None where it knew of none."""
+        plain = properties.get("promotion_block")
+        return cls(**plain) if plain else None
+
+    def kept_out_by(self, other: "PromotionBlock | None") -> bool:
+        """Whether what was trained beside the other block saw none of this one's devices."""
+        return other is not None and other.salt == self.salt and other.fraction >= self.fraction
+
+
+def build_rows(
+    feature_tokens: DataFrame, events: DataFrame, audience: Audience, vocabulary: Vocabulary
+) -> DataFrame:
+    """The training set: labelled, split, encoded.
+
+    Args:
+        feature_tokens: Of the as-of days.
+        events: Accepted events of all the days that decide a label.
+        audience: Its label, horizon, split fractions and seed.
+        vocabulary: Turns tokens into ids.
+
+    Returns:
+        `device_id`, `day`, `label`, `split` and one array<int> per field.
+    """
+    training = audience.training
+    split = split_devices(
+        training.seed,
+        training.validation_fraction,
+        training.test_fraction,
+        PromotionBlock(training.promotion_fraction),
+    )
+    predicate = conversion_predicate(audience, dict(events.dtypes))
+    labelled = label_devices(feature_tokens, events, predicate, audience.horizon_days)
+    kept = keep_negatives(training.seed, training.negatives_kept)
+    return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
+
+
+def keep_negatives(seed: int, share: float) -> Column:
+    """Which rows are kept: a share of the TRAIN rows labelled 0, by a seeded hash, and all others.
+
+    The other splits keep every row, so that what is measured on them is what happens.
+    """
+    if share == 1:
+        return F.lit(True)
+    position = F.pmod(F.xxhash64(F.lit(seed), F.lit("negatives"), "device_id", "day"), F.lit(SAMPLE_GRAIN))
+    drawn = position < F.lit(round(share * SAMPLE_GRAIN))
+    return (F.col("split") != TRAIN) | (F.col("label") == 1) | drawn
+
+
+def label_devices(
+    feature_tokens: DataFrame, events: DataFrame, predicate: str, horizon_days: int
+) -> DataFrame:
+    """Adds the int8 column `label`: 1 where an event of the device satisfies the predicate in time.
+
+    Args:
+        feature_tokens: `device_id` and `day`, the as-of day.
+        events: `device_id`, `event_time` and the columns of the predicate, of all the label days.
+        predicate: Spark SQL.
+        horizon_days: An event counts in [as-of day + 1 day 00:00, that + horizon_days).
+    """
+    conversions = events.where(F.expr(predicate)).select(
+        "device_id", F.to_date("event_time").alias("converted_on")
+    )
+    as_of_days = feature_tokens.select("day").distinct()
+    ahead = F.datediff("converted_on", "day")
+    positive = (
+        conversions.join(F.broadcast(as_of_days), ahead.between(1, horizon_days))
+        .select("device_id", "day")
+        .distinct()
+        .withColumn("label", F.lit(1).cast("tinyint"))
+    )
+    return feature_tokens.join(positive, ["device_id", "day"], "left").fillna({"label": 0})
+
+
+def split_devices(
+    seed: int, validation_fraction: float, test_fraction: float, block: PromotionBlock
+) -> Column:
+    """The split of a device, by hashes of its id: the same on all its as-of days.
+
+    Which devices are kept for promotion depends on neither seed nor the other fractions, and which of the
+    other splits a device is in does not depend on the block.
+    """
+    kept = F.pmod(F.xxhash64(F.lit(block.salt), F.col("device_id")), F.lit(SPLIT_GRAIN))
+    position = F.pmod(F.xxhash64(F.lit(seed), F.col("device_id")), F.lit(SPLIT_GRAIN))
+    test_end = round(test_fraction * SPLIT_GRAIN)
+    validation_end = test_end + round(validation_fraction * SPLIT_GRAIN)
+    split = (
+        F.when(kept < round(block.fraction * SPLIT_GRAIN), PROMOTION)
+        .when(position < test_end, TEST)
+        .when(position < validation_end, VALIDATION)
+        .otherwise(TRAIN)
+    )
+    return split.cast("tinyint")
+
+
+def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
+    """Replaces each field's tokens by ids, with the function that scoring uses too.
+
+    Args:
+        labelled: `device_id`, `day`, `label`, `split` and the fields' tokens.
+        vocabulary: Its fields are the ones kept.
+
+    Returns:
+        `device_id`, `day`, `label`, `split` and one array<int> per field, never empty.
+    """
+    kept = ["device_id", "day", "label", "split"]
+    fields = [field.name for field in vocabulary.fields]
+
+    def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            bags = vocabulary.encode(batch)
+            columns = [batch.column(name) for name in kept] + [bags[name].to_arrow() for name in fields]
+            yield pa.RecordBatch.from_arrays(columns, names=[*kept, *fields])
+
+    narrow = labelled.select(*kept, *fields)
+    schema = StructType([f for f in narrow.schema.fields if f.name in kept])
+    for name in fields:
+        schema = schema.add(name, ArrayType(IntegerType()))
+    return narrow.mapInArrow(encode, schema)
+
+
+def count_splits(rows: DataFrame) -> list[dict[str, object]]:
+    """Rows, positives and label rate per as-of day and split, in order."""
+    counts = rows.groupBy("day", "split").agg(
+        F.count("*").alias("rows"), F.sum("label").alias("positives"), F.avg("label").alias("label_rate")
+    )
+    return [row.asDict() for row in counts.orderBy("day", "split").collect()]

@@ -1,0 +1,1 @@
+"""The models, what they are written as, and how they are measured."""

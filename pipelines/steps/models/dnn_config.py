@@ -1,0 +1,95 @@
+"""The network's settings, without PyTorch: what offers them to a user need not wait for its import."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Pooling = Literal["mean", "sqrt_n"]
+MIN_STEPS = 40
+"""Steps an epoch should have: fewer rows than that many batches are taken in smaller ones."""
+
+
+@dataclass(frozen=True)
+class DnnConfig:
+    """Settings of the network and its training, chosen on the validation splits of several sets of users.
+
+    Attributes:
+        embedding_dim: Width of every embedding.
+        hidden: Width of each hidden layer.
+        dropout: Share of hidden activations dropped in training.
+        pooling: How a row's embeddings become one.
+        token_counts: Whether the number of a field's tokens is an input.
+        embedding_dropout: Share of pooled embedding values dropped in training.
+        embedding_init_std: Standard deviation of the initial embeddings.
+        embedding_init: Root mean square of the embeddings that training starts from, found by correspondence
+            analysis of the training rows: tokens of the same rows start near each other, labels or not. Added
+            to the random ones; 0: these alone.
+        embedding_eps: Adam's epsilon on embeddings. At the usual 1e-8 a token seen once moves as far as
+            one seen a thousand times, and the best epoch is the first or second.
+        token_dropout: Share of a row's tokens left out in training; at least one of a field always stays.
+        members: Networks trained with seeds of their own, whose logits are averaged.
+        ema_decay: Decay of the exponential moving average of the weights, which is what is validated and
+            kept; 0 keeps the weights themselves.
+        max_epochs: Epochs at most.
+        patience: Epochs without gain in validation AUC after which training stops.
+        batch_rows: Rows per step; None: 512, or as few as 32 where that leaves fewer than 40 steps an epoch.
+        learning_rate: AdamW's step.
+        weight_decay: AdamW's decoupled decay, on every parameter.
+        device: "cpu", "cuda", or "auto", which is CUDA where there is any.
+        threads: Threads that training may use. One by default: the products of a batch are small, so
+            a second thread saves little on an idle machine and costs a lot on a busy one (measured
+            on 2 shared cores: 0.9 s per epoch with one thread, 3.4 s with two).
+        seed: Everything random follows from it.
+    """
+
+    embedding_dim: int = 16
+    hidden: tuple[int, ...] = (128, 64)
+    dropout: float = 0.3
+    pooling: Pooling = "sqrt_n"
+    token_counts: bool = True
+    embedding_dropout: float = 0.2
+    embedding_init_std: float = 0.01
+    embedding_init: float = 0.3
+    embedding_eps: float = 1e-3
+    token_dropout: float = 0.2
+    members: int = 3
+    ema_decay: float = 0.99
+    max_epochs: int = 40
+    patience: int = 15
+    batch_rows: int | None = None
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 1
+    seed: int = 0
+
+    @classmethod
+    def published(cls, **changes: Any) -> "DnnConfig":
+        """The network as it was published: mean pooling, nothing else, one member, plain AdamW."""
+        plain: dict[str, Any] = {
+            "pooling": "mean",
+            "token_counts": False,
+            "embedding_dropout": 0.0,
+            "token_dropout": 0.0,
+            "embedding_eps": 1e-8,
+            "embedding_init": 0.0,
+            "members": 1,
+            "ema_decay": 0.0,
+        }
+        return cls(**plain | changes)
+
+    def rows_per_step(self, rows: int) -> int:
+        """The batch size for so many training rows."""
+        if self.batch_rows is not None:
+            return self.batch_rows
+        return next((size for size in (512, 256, 128, 64) if rows >= MIN_STEPS * size), 32)
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """Parameters from which a bundle builds the same network again."""
+        return {
+            "embedding_dim": self.embedding_dim,
+            "hidden": list(self.hidden),
+            "pooling": self.pooling,
+            "token_counts": self.token_counts,
+            "members": self.members,
+        }

@@ -1,0 +1,189 @@
+"""The audience network: an embedding per token, pooled per field, then feed-forward.
+
+Spark executors import it to score; how it is trained is in `dnn_training`, its settings in `dnn_config`.
+
+Sizes in the docstrings: B rows, F fields, V_f ids of field f and V of all fields, D embedding width,
+M members of an ensemble, N tokens of a batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
+from pipelines.steps.models.cpu_kernels import Dropout, SumOfEmbeddings
+from pipelines.steps.models.dnn_batches import Bags
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling
+
+
+class AudienceNet(nn.Module):
+    """Embeddings pooled per field → concatenation → ReLU/dropout layers → one logit; M times, averaged.
+
+    With `pooling="mean"`, no token counts and one member this is the published network.
+
+    Args:
+        vocabulary_sizes: V_f of every field, in field order.
+        embedding_dim: D.
+        hidden: Width of each hidden layer.
+        dropout: Share of hidden activations dropped in training.
+        pooling: "mean", or "sqrt_n" (the sum over √n, which lets long lists weigh more).
+        token_counts: Whether the logarithm of each field's number of tokens is an input, too.
+        members: M; their embeddings lie side by side, so that all are looked up at once.
+        embedding_dropout: Share of pooled embedding values dropped in training.
+        embedding_init_std: Standard deviation of the initial embeddings.
+    """
+
+    def __init__(
+        self,
+        vocabulary_sizes: Sequence[int],
+        *,
+        embedding_dim: int,
+        hidden: Sequence[int],
+        dropout: float = 0.0,
+        pooling: Pooling = "mean",
+        token_counts: bool = False,
+        members: int = 1,
+        embedding_dropout: float = 0.0,
+        embedding_init_std: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("mean", "sqrt_n"):
+            raise ValueError(f"pooling is 'mean' or 'sqrt_n', not {pooling!r}")
+        self.fields, self.members, self.embedding_dim = len(vocabulary_sizes), members, embedding_dim
+        self.pooling, self.token_counts = pooling, token_counts
+        table = torch.empty(sum(vocabulary_sizes), members * embedding_dim)  # V × M·D
+        self.embeddings = nn.Parameter(nn.init.normal_(table, std=embedding_init_std))
+        self.embedding_dropout = Dropout(embedding_dropout)
+        inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
+        self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
+
+    def forward(self, bags: Bags) -> Tensor:
+        """Logits [B] of `to_tensors`' ids [N] and offsets [F·B + 1]."""
+        ids, offsets = bags
+        lengths = offsets.diff().clamp(min=1).to(self.embeddings.dtype)  # F·B
+        pooled = self._pooled(ids, offsets, lengths)  # F·B × M·D
+        rows = len(lengths) // self.fields
+        by_member = pooled.view(self.fields, rows, self.members, self.embedding_dim).permute(2, 1, 0, 3)
+        inputs = self.embedding_dropout(by_member.flatten(2))  # M × B × F·D
+        if self.token_counts:
+            counts = lengths.log().view(self.fields, rows).T.expand(self.members, -1, -1)  # M × B × F
+            inputs = torch.cat([inputs, counts], dim=2)
+        logits = [member(x) for member, x in zip(self.feed_forward, inputs, strict=True)]  # M of B × 1
+        return torch.stack(logits).mean(dim=0).squeeze(1)
+
+    def _pooled(self, ids: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
+        """One vector per bag, F·B × M·D; only in training by the gradient that is cheaper on a CPU."""
+        if self.pooling == "mean" and not self.training:
+            return functional.embedding_bag(
+                ids, self.embeddings, offsets, mode="mean", include_last_offset=True
+            )
+        if self.training and ids.device.type == "cpu":
+            sums: Tensor = SumOfEmbeddings.apply(self.embeddings, ids, offsets)  # type: ignore[no-untyped-call]
+        else:
+            sums = functional.embedding_bag(
+                ids, self.embeddings, offsets, mode="sum", include_last_offset=True
+            )
+        return sums / (lengths if self.pooling == "mean" else lengths.sqrt()).unsqueeze(1)
+
+
+def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for next_width in hidden:
+        layers += [nn.Linear(width, next_width), nn.ReLU(), Dropout(dropout)]
+        width = next_width
+    return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+def ensemble_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The weights of networks of one member each as those of one network with a member for each.
+
+    Args:
+        states: Parameter name → tensor, all of the same shapes.
+    """
+    merged = {"embeddings": torch.cat([state["embeddings"] for state in states], dim=1)}
+    for member, state in enumerate(states):
+        for name, tensor in state.items():
+            if name != "embeddings":
+                merged[name.replace("feed_forward.0.", f"feed_forward.{member}.", 1)] = tensor
+    return merged
+
+
+class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.device)
+    """Modules built in this context keep whatever memory they were given: their weights come from a file.
+
+    On the meta device nothing is drawn anyway, but to find that out torch would import its compiler (2 s).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One point of the training curves; losses are mean binary cross-entropy, in nats."""
+
+    member: int
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_auc: float
+    best_so_far: bool
+
+    def __str__(self) -> str:
+        return (
+            f"member {self.member}, epoch {self.epoch}: train loss {self.train_loss:.4f}, validation loss "
+            f"{self.validation_loss:.4f}, AUC {self.validation_auc:.4f}"
+            f"{' (best)' if self.best_so_far else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class TrainedDnn:
+    """Each member's best epoch, with the curves that show how it was reached.
+
+    Attributes:
+        state: Parameter name → float32 tensor, of an `AudienceNet`.
+        config: What it was trained with.
+        curves: One report per member and epoch, from 1.
+        best_epochs: Of each member, the epoch whose weights these are.
+    """
+
+    state: Mapping[str, Tensor]
+    config: DnnConfig
+    curves: tuple[EpochReport, ...]
+    best_epochs: tuple[int, ...]
+
+    engine = "torch"
+    weights_file = TORCH_WEIGHTS
+    members = NO_MEMBERS
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """Name and parameters from which a bundle builds the same network again."""
+        return {"name": "audience_net", **self.config.architecture}
+
+    def weights(self) -> bytes:
+        """The content of weights.safetensors."""
+        return safetensors.torch.save(dict(self.state))
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Limits PyTorch's threads, which are the process's, and puts the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Candidates become the champion: choice, report, card."""

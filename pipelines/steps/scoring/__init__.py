@@ -1,0 +1,1 @@
+"""Every device's probability, on Spark."""

@@ -1,0 +1,1 @@
+"""Probabilities become segments, and segments are delivered."""
