@@ -19,9 +19,9 @@ from benchmarks.chaos_chain_world import (
     read_pointers,
     segment_rows,
 )
-from pipelines.steps.deliveries import OUR_FILE
 from pipelines.steps.errors import AudienceFactoryError
-from resources.lake import Partition, day_of
+from pipelines.steps.targeting.deliveries import OUR_FILE
+from resources.snapshots import Partition, day_of
 
 READER_SECONDS = 0.1
 OTHER = "of another model"

@@ -21,8 +21,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from benchmarks.chaos_chain_drivers import Answer, Driver
-from pipelines.steps.deliveries import Manifest, count_rows, file_name, parse_manifest, sha256
 from pipelines.steps.errors import AudienceFactoryError
+from pipelines.steps.targeting.deliveries import Manifest, count_rows, file_name, parse_manifest, sha256
 from resources.lake import Lake
 from resources.model_store import ModelStore
 
