@@ -79,7 +79,7 @@ ACCOUNT_CHECKS = [
 
 
 def blocking_checks() -> list[str]:
-    """What must have passed before anything made from the events is delivered."""
+    """Names of the checks that must have passed before anything made from the events is delivered."""
     return blocking_names([*STORED_CHECKS, *ACCOUNT_CHECKS])
 
 

@@ -79,7 +79,7 @@ def key_of(audience: Audience) -> dg.AssetKey:
 
 
 def blocking_checks() -> list[str]:
-    """What must have passed before anything that the champion scored is delivered."""
+    """Names of the checks that must have passed before anything that the champion scored is delivered."""
     return blocking_names([*CHALLENGER_CHECKS, *SERVING_CHECKS])
 
 

@@ -48,7 +48,7 @@ COUNT_CHECKS = [
 
 
 def blocking_checks() -> list[str]:
-    """What must have passed before anything made from the rows is delivered."""
+    """Names of the checks that must have passed before anything made from the rows is delivered."""
     return blocking_names([*ROW_CHECKS, *COUNT_CHECKS])
 
 

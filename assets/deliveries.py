@@ -154,7 +154,7 @@ def _require_checked(
 
 @dataclass(frozen=True)
 class _Sent:
-    """What delivering came to, of one day or of several."""
+    """The result of delivering one day or several."""
 
     rows: int = 0
     files: int = 0

@@ -47,7 +47,7 @@ SHARE_CHECKS = [
 
 
 def blocking_checks() -> list[str]:
-    """What must have passed before anything made from the tokens is delivered."""
+    """Names of the checks that must have passed before anything made from the tokens is delivered."""
     return blocking_names([*CHECKS, *SHARE_CHECKS])
 
 

@@ -21,7 +21,7 @@ SPARK_POOL = "spark"
 
 @dataclass(frozen=True)
 class Daily:
-    """What every daily asset shares: were the policies to differ, assets would never share a run."""
+    """Partitions and policy of every daily asset; were they to differ, assets would never share a run."""
 
     partitions: dg.DailyPartitionsDefinition
     backfill: dg.BackfillPolicy

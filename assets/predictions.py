@@ -76,7 +76,7 @@ def key_of(audience: Audience) -> dg.AssetKey:
 
 
 def blocking_checks() -> list[str]:
-    """What must have passed before anything made from predictions is delivered."""
+    """Names of the checks that must have passed before anything made from predictions is delivered."""
     return [*blocking_names([*ROW_CHECKS, *COUNT_CHECKS]), PARITY]
 
 

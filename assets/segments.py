@@ -53,7 +53,7 @@ def key_of(audience: Audience) -> dg.AssetKey:
 
 
 def blocking_checks() -> list[str]:
-    """What must have passed before any segment is delivered."""
+    """Names of the checks that must have passed before any segment is delivered."""
     return blocking_names(ROW_CHECKS)
 
 
