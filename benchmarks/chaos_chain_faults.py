@@ -51,8 +51,10 @@ class Schedule:
 
     @classmethod
     def drawn(cls, number: int, fault: str, seed: int, attempt: int = 0) -> "Schedule":
+        """Draws it from the seed; a further attempt strikes earlier, for the last one came too late."""
         random = Random(f"chain {seed} {number} {fault} {attempt}")
-        return cls(number, fault, random.getrandbits(30), random.uniform(0, 0.9), random.getrandbits(30))
+        latest = 0.9 / (attempt + 1)
+        return cls(number, fault, random.getrandbits(30), random.uniform(0, latest), random.getrandbits(30))
 
 
 @dataclass(frozen=True)

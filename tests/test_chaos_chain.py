@@ -27,7 +27,8 @@ def test_a_schedule_is_drawn_from_its_seed_again() -> None:
     drawn = Schedule.drawn(3, "kill_driver", seed=1)
     assert drawn == Schedule.drawn(3, "kill_driver", seed=1)
     assert len({drawn, Schedule.drawn(3, "kill_driver", 2), Schedule.drawn(3, "kill_driver", 1, 1)}) == 3
-    assert 0 <= drawn.share < 0.9
+    assert all(0 <= Schedule.drawn(n, "two_runs", 1).share < 0.9 for n in range(50))
+    assert all(Schedule.drawn(n, "two_runs", 1, attempt=2).share < 0.3 for n in range(50))
 
 
 def test_content_is_the_old_the_new_or_neither() -> None:
@@ -47,6 +48,7 @@ def test_content_is_the_old_the_new_or_neither() -> None:
         (Outcome("", (Answer("died"),), killed=True), []),
         (Outcome("", (GREEN, RED)), ["it was to be survived, but ended a run: its file x.parquet is cut"]),
         (Outcome("", (RED,), named=("y",)), ["the error does not name y: its file x.parquet is cut"]),
+        (Outcome("", (Answer("answered", error=f"{'a' * 9_000} x"),), named=("x",)), []),
         (Outcome("", (GREEN,), named=("y",)), ["a run succeeded that was to fail"]),
         (Outcome("", (Answer("died"),)), ["a driver died"]),
         (Outcome("", (Answer("hung"),)), ["a run had not ended after 400 s"]),
