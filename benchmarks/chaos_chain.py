@@ -174,7 +174,7 @@ def _run(schedule: Schedule, world: World, drivers: Drivers, home: Path) -> Resu
 def endings(outcome: Outcome) -> Iterator[str]:
     """What is wrong with how the runs ended."""
     for answer in outcome.answers:
-        error = (answer.error or "no error")[:ERROR_CHARACTERS]
+        error = answer.error or "no error"
         if answer.ending == "hung":
             yield f"a run had not ended after {JOB_SECONDS} s"
         elif answer.ending == "died":
@@ -184,9 +184,9 @@ def endings(outcome: Outcome) -> Iterator[str]:
             if outcome.named and not outcome.may_succeed:
                 yield "a run succeeded that was to fail"
         elif not outcome.named:
-            yield f"it was to be survived, but ended a run: {error}"
+            yield f"it was to be survived, but ended a run: {error[:ERROR_CHARACTERS]}"
         elif missing := [name for name in outcome.named if name not in error]:
-            yield f"the error does not name {', '.join(missing)}: {error}"
+            yield f"the error does not name {', '.join(missing)}: {error[:ERROR_CHARACTERS]}"
 
 
 def _processes(outcome: Outcome, drivers: Drivers) -> Iterator[str]:
@@ -200,8 +200,9 @@ def _processes(outcome: Outcome, drivers: Drivers) -> Iterator[str]:
 
 
 def _run_again(scene: Scene) -> Iterator[str]:
-    """Runs the day again, with nothing in its way."""
+    """Runs the day again on the new events, with nothing in its way."""
     driver, _ = scene.drivers.two()
+    scene.places.use_events(NEW)
     if scene.places.models.current(AUDIENCE, "champion").version != scene.world.champion:
         scene.promote(driver, scene.world.champion)
     answer: Answer = driver.run(scene.places.wire(), job="daily_job", first=DAY, last=DAY)

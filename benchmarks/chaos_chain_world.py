@@ -28,7 +28,7 @@ from resources.model_store import ModelStore
 
 AUDIENCE = "car_buyers"
 FIRST_DAY = date(2025, 3, 1)
-AS_OF_DAYS = (date(2025, 3, 3), date(2025, 3, 5))
+AS_OF_DAYS = (date(2025, 3, 4), date(2025, 3, 5))
 DAY = date(2025, 3, 7)
 """The delivered day; the day after it is the last one, for what arrives late."""
 LAST_DAY = DAY + timedelta(days=1)
@@ -162,7 +162,7 @@ class World:
         write_world(places, seed)
         for job, first, last in [
             ("ingestion_job", FIRST_DAY, LAST_DAY),
-            *(("features_job", day, day) for day in AS_OF_DAYS),
+            ("features_job", AS_OF_DAYS[0], AS_OF_DAYS[-1]),
             ("training_job", None, None),
             ("daily_job", DAY, DAY),
         ]:
