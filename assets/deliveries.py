@@ -182,15 +182,26 @@ def _send(
     verdicts: Verdicts,
     segments_of_day: Partition,
 ) -> _Sent:
-    """Publishes every segment of a day whose own check has passed."""
+    """Publishes every segment of a day whose own check has passed.
+
+    Raises:
+        DataError: A place could not be published to; the others are.
+    """
     to_deliver, withheld = _split(audience, lake, verdicts, segments_of_day)
     total = _Sent(withheld=tuple(f"{segment} {day_of(segments_of_day)}" for segment in withheld))
+    errors: list[DataError] = []
     for delivery in to_deliver:
         for destination in audience.destinations:
-            published = destinations.publish(delivery, destination)
+            try:
+                published = destinations.publish(delivery, destination)
+            except DataError as error:
+                errors.append(error)
+                continue
             place = str(_place(destinations, delivery, destination))
             repaired = (f"{place}: {published.repaired}",) if published.repaired else ()
             total += _Sent(delivery.rows if published.sent else 0, 1, (place,), repaired)
+    if errors:
+        raise errors[0]
     return total
 
 

@@ -121,7 +121,8 @@ def find_loss() -> SparkLostError | None:
         if _answers():
             return _find_stop()
         status = _await_end(process)
-    return SparkLostError("Spark's JVM died", found=_describe_exit(status))
+    what = "Spark's JVM died" if status is not None else "Spark's JVM does not answer"
+    return SparkLostError(what, found=_describe_exit(status))
 
 
 def _launch(settings: Mapping[str, str], scratch: Scratch, address: Path) -> subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ from benchmarks.chaos_chain import Result, endings, summary
 from benchmarks.chaos_chain_drivers import Answer
 from benchmarks.chaos_chain_faults import Outcome, Schedule
 from benchmarks.chaos_chain_world import Broken, judge, read_delivered
-from pipelines.steps.deliveries import file_name, sha256
+from pipelines.steps.targeting.deliveries import file_name, sha256
 
 REPOSITORY = Path(__file__).parent.parent
 EXPECTED = {"old": (("d-1", 0.5), ("d-2", 0.25)), "new": (("d-2", 0.25), ("d-3", 0.75))}

@@ -431,6 +431,20 @@ def test_a_segment_that_fails_publishes_nothing_and_the_others_go_out(
     assert reason in (evaluation.description or "")
 
 
+def test_a_place_that_cannot_be_published_to_stops_no_other(
+    project: SmallProject, instance: dg.DagsterInstance
+) -> None:
+    root = project.data_dir / "deliveries/car_buyers"
+    shutil.rmtree(root)
+    root.mkdir()
+    (root / "top_fifth").write_text("in the way")
+
+    result = deliver(project, instance)
+
+    assert_refused(result, str(root / "top_fifth"))
+    assert manifest_of(project, "best_30")["rows"] == 30
+
+
 def test_a_precision_that_was_never_reached_withholds_its_segment_alone(
     project: SmallProject, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
