@@ -193,7 +193,7 @@ def test_a_bare_dagster_dev_serves_the_workspace(dev: str) -> None:
 
 def test_a_run_launched_in_the_ui_for_an_older_day_is_checked_for_that_day(dev: str) -> None:
     older = str(FIRST_DAY)
-    run_id = ask(dev, LAUNCH % older)["runId"]
+    run_id = ask(dev, LAUNCH % older)
 
     end = time.monotonic() + START_SECONDS
     while (status := ask(dev, STATUS % run_id)) not in {"SUCCESS", "FAILURE", "CANCELED"}:
