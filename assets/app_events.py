@@ -35,7 +35,7 @@ REJECTED = "rejected_events"
 
 STORED_CHECKS = [
     Check(
-        "schema",
+        "ids_and_times_are_present",
         "ids are strings, event times are timestamps, and neither is ever null",
         [
             expect("ExpectColumnValuesToBeOfType", column="device_id", type_="StringType"),
@@ -47,30 +47,30 @@ STORED_CHECKS = [
 ]
 ACCOUNT_CHECKS = [
     Check(
-        "rows_accounted_for",
+        "every_row_is_accounted_for",
         "accepted + duplicate + rejected = raw, exactly, on every day",
         [expect("ExpectColumnValuesToBeInSet", column="unaccounted", value_set=[0])],
     ),
     Check(
-        "most_rows_accepted",
+        "most_rows_are_accepted",
         "at most half of a day's rows are rejected",
         [expect("ExpectColumnValuesToBeBetween", column="rejected_share", max_value=0.5)],
         blocking=False,
     ),
     Check(
-        "usual_share_rejected",
+        "no_unusual_share_is_rejected",
         "no reason rejects more of a day's rows than on the days before, nor a tenth by misreading them",
         [expect("ExpectColumnValuesToBeNull", column="unusual_rejections")],
         blocking=False,
     ),
     Check(
-        "usual_number_of_events",
+        "number_of_events_is_usual",
         "there are events, and not far fewer than usual on the weekday",
         [expect("ExpectColumnValuesToBeNull", column="unusual_number")],
         blocking=False,
     ),
     Check(
-        "no_undated_rows",
+        "no_row_is_undated",
         "no row lacks both event time and arrival: it would belong to no day",
         [expect("ExpectColumnValuesToBeInSet", column="undated", value_set=[0])],
         blocking=False,

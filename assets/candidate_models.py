@@ -70,7 +70,7 @@ CANDIDATE_CHECKS = [
         ],
     ),
     Check(
-        "better_than_chance",
+        "is_better_than_chance",
         "AUC is above 0.5 on every split",
         [expect("ExpectColumnValuesToBeBetween", column="auc", min_value=0.5, strict_min=True)],
         blocking=False,

@@ -49,7 +49,7 @@ CHALLENGER_CHECKS = [
         [expect("ExpectColumnValuesToBeBetween", column="auc_behind_best", max_value=0)],
     ),
     Check(
-        "better_than_chance_on_promotion_rows",
+        "is_better_than_chance_on_promotion_rows",
         "its AUC on rows that chose nothing is above 0.5 beyond chance (lower end of the 95% interval), on "
         "enough devices to tell; else nothing is promoted",
         [
@@ -59,7 +59,7 @@ CHALLENGER_CHECKS = [
         ],
     ),
     Check(
-        "not_worse_than_former",
+        "is_not_worse_than_the_former",
         "it ranks the same promotion rows no worse than what served before by more than the audience's "
         "max_auc_loss; else the former one goes on serving",
         [expect("ExpectColumnValuesToBeBetween", column="auc_lost_beyond_margin", max_value=0)],
@@ -67,7 +67,7 @@ CHALLENGER_CHECKS = [
 ]
 SERVING_CHECKS = [
     Check(
-        "champion_scores",
+        "its_bundle_loads_with_its_vocabulary",
         "its bundle loads and its vocabulary is the one its rows were encoded with",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="bundle_vocabulary", column_B="rows_vocabulary")],
     ),

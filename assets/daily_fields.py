@@ -18,7 +18,7 @@ KEY = dg.AssetKey("daily_fields")
 
 ROW_CHECKS = [
     Check(
-        "schema",
+        "ids_days_and_times_are_present",
         "id, day and last event time are there and typed",
         [
             expect("ExpectColumnValuesToBeOfType", column="device_id", type_="StringType"),
@@ -28,19 +28,19 @@ ROW_CHECKS = [
         ],
     ),
     Check(
-        "unique_device_day",
+        "each_device_has_one_row_a_day",
         "a device has one row a day",
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["device_id", "day"])],
     ),
     Check(
-        "events_within_day",
+        "last_event_lies_in_its_day",
         "the last event of a row lies in its day",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="last_event_day", column_B="day")],
     ),
 ]
 COUNT_CHECKS = [
     Check(
-        "every_event_aggregated",
+        "every_event_is_aggregated",
         "the rows' events sum up to the accepted events of the day",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="aggregated", column_B="accepted")],
     ),

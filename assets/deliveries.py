@@ -25,7 +25,7 @@ from resources.verdicts import PASSED, Link, Verdicts, require_passed, trace
 
 CHECKS = [
     Check(
-        "rows_equal_manifest",
+        "delivered_rows_equal_the_manifest",
         "each delivered file has the rows that its manifest and its segment have",
         [
             expect("ExpectColumnPairValuesToBeEqual", column_A="delivered_rows", column_B="manifest_rows"),
@@ -33,12 +33,12 @@ CHECKS = [
         ],
     ),
     Check(
-        "content_equals_manifest",
+        "delivered_content_equals_the_manifest",
         "each delivered file has the hash that its manifest says",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="delivered_sha256", column_B="manifest_sha256")],
     ),
 ]
-EVERY_SEGMENT = "every_segment_delivered"
+EVERY_SEGMENT = "every_segment_is_delivered"
 EVIDENCE = ["day", "delivered_rows", "manifest_rows", "segment_rows", "delivered_sha256", "manifest_sha256"]
 
 

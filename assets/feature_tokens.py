@@ -17,7 +17,7 @@ KEY = dg.AssetKey("feature_tokens")
 
 CHECKS = [
     Check(
-        "schema",
+        "ids_and_days_are_present",
         "id and as-of day are there and typed",
         [
             expect("ExpectColumnValuesToBeOfType", column="device_id", type_="StringType"),
@@ -26,19 +26,19 @@ CHECKS = [
         ],
     ),
     Check(
-        "unique_device_day",
+        "each_device_has_one_row_a_day",
         "a device has one row an as-of day",
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["device_id", "day"])],
     ),
     Check(
-        "nothing_after_as_of_day",
+        "nothing_comes_after_the_as_of_day",
         "no feature comes from an event at or after the midnight that ends the as-of day",
         [expect("ExpectColumnValuesToBeBetween", column="microseconds_before_boundary", min_value=1)],
     ),
 ]
 SHARE_CHECKS = [
     Check(
-        "devices_have_tokens",
+        "most_devices_have_tokens",
         "at least half of the devices have a token",
         [expect("ExpectColumnValuesToBeBetween", column="share_with_tokens", min_value=0.5)],
         blocking=False,

@@ -21,22 +21,24 @@ KEY = dg.AssetKey("feature_vocabulary")
 
 CHECKS = [
     Check(
-        "dense_ids",
+        "ids_have_no_gaps",
         "the tokens of a field have the ids after the reserved ones, without a gap",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="id", column_B="dense_id")],
     ),
     Check(
-        "reserved_slots",
+        "reserved_ids_stay_free",
         "no token has the id of a missing or an unknown one",
         [expect("ExpectColumnValuesToBeBetween", column="id", min_value=RESERVED_IDS)],
     ),
     Check(
-        "unique_tokens",
+        "each_token_has_one_id",
         "a token stands once in its field",
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["field", "token"])],
     ),
     Check(
-        "not_empty", "there is at least one token", [expect("ExpectTableRowCountToBeBetween", min_value=1)]
+        "there_is_a_token",
+        "there is at least one token",
+        [expect("ExpectTableRowCountToBeBetween", min_value=1)],
     ),
 ]
 

@@ -38,12 +38,12 @@ PARITY_DEVICES = 2_000
 """Devices scored again by the parity check of a run, about."""
 LEAST_PARITY_DEVICES = 100
 """Likewise of each day."""
-PARITY = "equals_in_process_pytorch"
+PARITY = "scores_equal_pytorch_in_process"
 SCORES = "champion_can_score"
 
 ROW_CHECKS = [
     Check(
-        "probabilities",
+        "every_probability_is_in_0_to_1",
         "every probability is finite and in [0, 1]",
         [
             expect("ExpectColumnValuesToBeOfType", column="probability", type_="FloatType"),
@@ -52,19 +52,19 @@ ROW_CHECKS = [
         ],
     ),
     Check(
-        "unique_device_day",
+        "each_device_is_scored_once_a_day",
         "a device is scored once a day",
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["device_id", "day"])],
     ),
 ]
 COUNT_CHECKS = [
     Check(
-        "every_device_scored",
+        "every_device_is_scored",
         "there are as many predictions as devices with feature tokens",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="scored", column_B="devices")],
     ),
     Check(
-        "has_devices",
+        "there_is_a_device_to_score",
         "there is a device to score: the look-back window holds an event",
         [expect("ExpectColumnValuesToBeBetween", column="scored", min_value=1)],
     ),

@@ -31,7 +31,7 @@ from resources.spark import Spark
 
 ROW_CHECKS = [
     Check(
-        "probabilities",
+        "every_probability_is_in_0_to_1",
         "every member has a probability in [0, 1]",
         [
             expect("ExpectColumnValuesToNotBeNull", column="probability"),
@@ -39,7 +39,7 @@ ROW_CHECKS = [
         ],
     ),
     Check(
-        "unique_members",
+        "no_device_is_twice_in_a_segment",
         "a device stands once in a segment",
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["segment", "device_id", "day"])],
     ),

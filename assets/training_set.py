@@ -24,7 +24,7 @@ from resources.spark import Spark
 
 ROW_CHECKS = [
     Check(
-        "schema",
+        "labels_and_splits_are_known",
         "labels are 0 or 1, splits are train, validation, test or promotion",
         [
             expect("ExpectColumnValuesToBeInSet", column="label", value_set=[0, 1]),
@@ -33,24 +33,24 @@ ROW_CHECKS = [
         ],
     ),
     Check(
-        "unique_device_day",
+        "each_device_has_one_row_a_day",
         "a device has one row an as-of day",
         [expect("ExpectCompoundColumnsToBeUnique", column_list=["device_id", "day"])],
     ),
     Check(
-        "ids_in_vocabulary",
+        "every_id_is_in_the_vocabulary",
         "every id of every field is one that the vocabulary gives",
         [expect("ExpectColumnValuesToBeInSet", column="ids_outside_vocabulary", value_set=[0])],
     ),
 ]
 SPLIT_CHECKS = [
     Check(
-        "both_classes_in_every_split",
+        "every_split_has_both_classes",
         "each split has positives and negatives",
         [expect("ExpectColumnValuesToBeBetween", column="rarer_class", min_value=1)],
     ),
     Check(
-        "no_device_in_two_splits",
+        "no_device_is_in_two_splits",
         "a device is in the same split on all its as-of days",
         [expect("ExpectColumnValuesToBeInSet", column="devices_in_two_splits", value_set=[0])],
     ),

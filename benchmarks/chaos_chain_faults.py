@@ -292,7 +292,7 @@ def _spoiled_alone(scene: Scene) -> Outcome:
     )
     named = (
         f"nothing is delivered for {DAY}: blocking checks upstream have not passed",
-        f"'{AUDIENCE}/{table}:probabilities': 'never evaluated'",
+        f"'{AUDIENCE}/{table}:every_probability_is_in_0_to_1': 'never evaluated'",
     )
     return Outcome(f"altered {table}, then {' and '.join(assets)} alone", (answer,), (OLD,), named)
 

@@ -246,7 +246,7 @@ def materialized(result: dg.ExecuteInProcessResult) -> set[str]:
 
 
 def verdicts(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
-    """Check, named like "car_buyers/segments:probabilities" → whether it passed."""
+    """Check, named like "car_buyers/segments:every_probability_is_in_0_to_1" → whether it passed."""
     evaluations = result.get_asset_check_evaluations()
     return {f"{e.asset_key.to_user_string()}:{e.check_name}": e.passed for e in evaluations}
 

@@ -171,7 +171,7 @@ def test_a_spoiled_older_day_is_stopped_while_a_newer_one_is_right(
 
     result = launch(spoiled(project, "predictions", scores_shifted), instance)
 
-    assert verdicts(result)["car_buyers/predictions:equals_in_process_pytorch"] is False
+    assert verdicts(result)["car_buyers/predictions:scores_equal_pytorch_in_process"] is False
     assert "car_buyers/deliveries" not in materialized(result)
     assert deliveries_of(project) == before
 
@@ -239,11 +239,11 @@ def test_the_command_line_checks_the_days_that_it_makes(
     )
 
     assert finished.returncode != 0
-    assert "equals_in_process_pytorch" in finished.stdout + finished.stderr, finished.stderr
+    assert "scores_equal_pytorch_in_process" in finished.stdout + finished.stderr, finished.stderr
     assert deliveries_of(project) == before
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         newest = instance.event_log_storage.get_asset_check_execution_history(
-            dg.AssetCheckKey(dg.AssetKey(["car_buyers", "predictions"]), "equals_in_process_pytorch"),
+            dg.AssetCheckKey(dg.AssetKey(["car_buyers", "predictions"]), "scores_equal_pytorch_in_process"),
             limit=20,
         )
     run_id = newest[0].run_id
@@ -265,7 +265,7 @@ def test_segments_made_from_predictions_whose_check_failed_are_not_delivered(
 
     result = deliver(project, instance)
 
-    assert_refused(result, "'car_buyers/predictions:equals_in_process_pytorch': 'failed'")
+    assert_refused(result, "'car_buyers/predictions:scores_equal_pytorch_in_process': 'failed'")
     assert f"nothing is delivered for {DAY}: blocking checks upstream have not passed" in failures(result)
     assert deliveries_of(project) == before
 
@@ -295,12 +295,12 @@ def test_a_day_without_history_is_not_delivered(project: SmallProject) -> None:
 
     assert_refused(
         result,
-        "'car_buyers/segments:unique_members': 'never evaluated'",
-        "'car_buyers/predictions:probabilities': 'never evaluated'",
-        "'feature_tokens:unique_device_day': 'never evaluated'",
-        "'daily_fields:schema': 'never evaluated'",
-        "'app_events:rows_accounted_for': 'never evaluated'",
-        "'car_buyers/champion_model:champion_scores': 'never evaluated'",
+        "'car_buyers/segments:no_device_is_twice_in_a_segment': 'never evaluated'",
+        "'car_buyers/predictions:every_probability_is_in_0_to_1': 'never evaluated'",
+        "'feature_tokens:each_device_has_one_row_a_day': 'never evaluated'",
+        "'daily_fields:ids_days_and_times_are_present': 'never evaluated'",
+        "'app_events:every_row_is_accounted_for': 'never evaluated'",
+        "'car_buyers/champion_model:its_bundle_loads_with_its_vocabulary': 'never evaluated'",
     )
 
 
@@ -309,11 +309,11 @@ def test_a_failed_check_anywhere_in_the_chain_stops_the_delivery(
     project: SmallProject, instance: dg.DagsterInstance, table: str
 ) -> None:
     checks = {
-        "app_events": "rows_accounted_for",
-        "daily_fields": "unique_device_day",
-        "feature_tokens": "nothing_after_as_of_day",
-        "predictions": "unique_device_day",
-        "segments": "unique_members",
+        "app_events": "every_row_is_accounted_for",
+        "daily_fields": "each_device_has_one_row_a_day",
+        "feature_tokens": "nothing_comes_after_the_as_of_day",
+        "predictions": "each_device_is_scored_once_a_day",
+        "segments": "no_device_is_twice_in_a_segment",
     }
     own = table in ("predictions", "segments")
     version = project.lake.partition(table, SCORED_KEY if own else DAY).version
@@ -329,7 +329,7 @@ def test_a_failed_check_anywhere_in_the_chain_stops_the_delivery(
 def test_a_verdict_on_another_version_does_not_count(
     project: SmallProject, instance: dg.DagsterInstance
 ) -> None:
-    say(instance, ["car_buyers", "segments"], "unique_members", False, "another", DAY)
+    say(instance, ["car_buyers", "segments"], "no_device_is_twice_in_a_segment", False, "another", DAY)
 
     assert deliver(project, instance).success
 
@@ -343,13 +343,15 @@ def test_a_failed_check_of_an_earlier_day_of_the_window_stops_the_delivery(
         say(
             instance,
             ["daily_fields"],
-            "unique_device_day",
+            "each_device_has_one_row_a_day",
             False,
             project.lake.partition("daily_fields", day).version,
             day,
         )
 
-    assert_refused(deliver(project, instance), f"'daily_fields:unique_device_day of {inside}': 'failed'")
+    assert_refused(
+        deliver(project, instance), f"'daily_fields:each_device_has_one_row_a_day of {inside}': 'failed'"
+    )
 
 
 def test_a_champion_whose_checks_failed_is_delivered_only_where_a_person_promoted_it(
@@ -357,9 +359,19 @@ def test_a_champion_whose_checks_failed_is_delivered_only_where_a_person_promote
 ) -> None:
     champion = project.models.current("car_buyers", "champion").version
     other = project.models.current("car_buyers", "logistic").version
-    say(instance, ["car_buyers", "champion_model"], "champion_scores", False, champion, None)
+    say(
+        instance,
+        ["car_buyers", "champion_model"],
+        "its_bundle_loads_with_its_vocabulary",
+        False,
+        champion,
+        None,
+    )
 
-    assert_refused(deliver(project, instance), "'car_buyers/champion_model:champion_scores': 'failed'")
+    assert_refused(
+        deliver(project, instance),
+        "'car_buyers/champion_model:its_bundle_loads_with_its_vocabulary': 'failed'",
+    )
 
     for version in (
         other if other != champion else project.models.current("car_buyers", "dnn").version,
@@ -423,7 +435,7 @@ def test_a_segment_that_fails_publishes_nothing_and_the_others_go_out(
     found = verdicts(result)
     assert found["car_buyers/segments:top_fifth_can_be_delivered"]
     assert not found["car_buyers/segments:best_30_can_be_delivered"]
-    assert not found["car_buyers/deliveries:every_segment_delivered"]
+    assert not found["car_buyers/deliveries:every_segment_is_delivered"]
     assert {path.split("/")[1] for path in deliveries_of(project)} == {"top_fifth"}
     evaluation = next(
         e for e in result.get_asset_check_evaluations() if e.check_name == "best_30_can_be_delivered"
@@ -478,7 +490,7 @@ def test_a_day_that_nobody_can_be_scored_on_fails_for_that_and_not_for_parity(
     result = materialize(project.definitions(), instance, MADE[:1], SCORED_DAY)
 
     failed = {name for name, passed in verdicts(result).items() if not passed}
-    assert failed == {"car_buyers/predictions:has_devices"}
+    assert failed == {"car_buyers/predictions:there_is_a_device_to_score"}
 
 
 # --- one audience -----------------------------------------------------------------------------------

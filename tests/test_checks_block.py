@@ -238,47 +238,55 @@ def exchange_two_rows(file: Path) -> None:
 
 
 FAULTS: Mapping[str, Sequence[Fault]] = {
-    "app_events:schema": [
+    "app_events:ids_and_times_are_present": [
         written("app_events", "times as text", column_cast("event_time", "string")),
         written("app_events", "a null time", first_device_has("event_time", None)),
     ],
-    "app_events:rows_accounted_for": [
+    "app_events:every_row_is_accounted_for": [
         written("app_events", "an event lost", one_row_lost),
         written("app_events", "an event made up", one_row_twice),
         written("rejected_events", "a rejected row lost", one_row_lost),
     ],
-    "daily_fields:schema": [
+    "daily_fields:ids_days_and_times_are_present": [
         written("daily_fields", "times as text", column_cast("last_event_time", "string")),
         written("daily_fields", "a null id", first_device_has("device_id", None)),
     ],
-    "daily_fields:unique_device_day": [written("daily_fields", "a device twice", one_row_twice)],
-    "daily_fields:events_within_day": [written("daily_fields", "tomorrow's time", last_event_a_day_later)],
-    "daily_fields:every_event_aggregated": [written("daily_fields", "a device lost", one_row_lost)],
-    "feature_tokens:schema": [
+    "daily_fields:each_device_has_one_row_a_day": [written("daily_fields", "a device twice", one_row_twice)],
+    "daily_fields:last_event_lies_in_its_day": [
+        written("daily_fields", "tomorrow's time", last_event_a_day_later)
+    ],
+    "daily_fields:every_event_is_aggregated": [written("daily_fields", "a device lost", one_row_lost)],
+    "feature_tokens:ids_and_days_are_present": [
         written("feature_tokens", "ids as bytes", column_cast("device_id", "binary")),
         written("feature_tokens", "a null id", first_device_has("device_id", None)),
     ],
-    "feature_tokens:unique_device_day": [written("feature_tokens", "a device twice", one_row_twice)],
-    "feature_tokens:nothing_after_as_of_day": [
+    "feature_tokens:each_device_has_one_row_a_day": [
+        written("feature_tokens", "a device twice", one_row_twice)
+    ],
+    "feature_tokens:nothing_comes_after_the_as_of_day": [
         written("feature_tokens", "seen at the boundary", seen_at_the_boundary)
     ],
-    "feature_vocabulary:dense_ids": [vocabulary_read("a gap", _GappedField)],
-    "feature_vocabulary:reserved_slots": [vocabulary_read("one reserved id too few", _FieldWithoutMissing)],
-    "feature_vocabulary:unique_tokens": [
+    "feature_vocabulary:ids_have_no_gaps": [vocabulary_read("a gap", _GappedField)],
+    "feature_vocabulary:reserved_ids_stay_free": [
+        vocabulary_read("one reserved id too few", _FieldWithoutMissing)
+    ],
+    "feature_vocabulary:each_token_has_one_id": [
         vocabulary_saved("a token twice", lambda tokens: (*tokens, tokens[0])),
     ],
-    "feature_vocabulary:not_empty": [vocabulary_saved("no token", lambda _: ())],
-    "training_set:schema": [
+    "feature_vocabulary:there_is_a_token": [vocabulary_saved("no token", lambda _: ())],
+    "training_set:labels_and_splits_are_known": [
         written("training_set", "label 2", first_device_has("label", 2)),
         written("training_set", "a fifth split", first_device_has("split", 4)),
     ],
-    "training_set:unique_device_day": [written("training_set", "a row twice", one_row_twice)],
-    "training_set:ids_in_vocabulary": [written("training_set", "an id outside", unknown_token_id)],
-    "training_set:both_classes_in_every_split": [
+    "training_set:each_device_has_one_row_a_day": [written("training_set", "a row twice", one_row_twice)],
+    "training_set:every_id_is_in_the_vocabulary": [
+        written("training_set", "an id outside", unknown_token_id)
+    ],
+    "training_set:every_split_has_both_classes": [
         written("training_set", "no positive in validation", no_positive_in(VALIDATION)),
         written("training_set", "no positive to decide a promotion", no_positive_in(PROMOTION)),
     ],
-    "training_set:no_device_in_two_splits": [written("training_set", "split by day", split_by_day)],
+    "training_set:no_device_is_in_two_splits": [written("training_set", "split by day", split_by_day)],
     **{
         f"{name}_model:metrics_are_finite": [
             recorded("AUC is NaN", name, metric_is(float("nan"))),
@@ -293,33 +301,37 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
     "champion_model:champion_is_best_candidate": [
         recorded("the worst candidate", "challenger", worst_candidate)
     ],
-    "champion_model:not_worse_than_former": [
+    "champion_model:is_not_worse_than_the_former": [
         recorded("worse than the former", "challenger", promotion_has(auc_behind=0.02, max_auc_loss=0.01))
     ],
-    "champion_model:better_than_chance_on_promotion_rows": [
+    "champion_model:is_better_than_chance_on_promotion_rows": [
         recorded("chance within the interval", "challenger", promotion_has(auc_low=0.5)),
         recorded("an AUC that was never measured", "challenger", promotion_has(auc_low=None)),
         recorded("too few devices", "challenger", promotion_has(rarer_devices=1)),
     ],
-    "champion_model:champion_scores": [recorded("another vocabulary", "champion", other_vocabulary)],
-    "predictions:probabilities": [
+    "champion_model:its_bundle_loads_with_its_vocabulary": [
+        recorded("another vocabulary", "champion", other_vocabulary)
+    ],
+    "predictions:every_probability_is_in_0_to_1": [
         written("predictions", "a NaN", first_device_has("probability", float("nan"))),
         written("predictions", "an infinity", first_device_has("probability", float("inf"))),
         written("predictions", "1.5", first_device_has("probability", 1.5)),
         written("predictions", "a null", first_device_has("probability", None)),
         written("predictions", "double precision", column_cast("probability", "double")),
     ],
-    "predictions:unique_device_day": [written("predictions", "a device twice", one_row_twice)],
-    "predictions:every_device_scored": [written("predictions", "a device lost", one_row_lost)],
-    "predictions:has_devices": [written("predictions", "no device", no_row)],
-    "predictions:equals_in_process_pytorch": [written("predictions", "scores 1e-4 off", scores_shifted)],
-    "segments:probabilities": [
+    "predictions:each_device_is_scored_once_a_day": [written("predictions", "a device twice", one_row_twice)],
+    "predictions:every_device_is_scored": [written("predictions", "a device lost", one_row_lost)],
+    "predictions:there_is_a_device_to_score": [written("predictions", "no device", no_row)],
+    "predictions:scores_equal_pytorch_in_process": [
+        written("predictions", "scores 1e-4 off", scores_shifted)
+    ],
+    "segments:every_probability_is_in_0_to_1": [
         written("segments", "a null", first_device_has("probability", None)),
         written("segments", "-0.1", first_device_has("probability", -0.1)),
     ],
-    "segments:unique_members": [written("segments", "a member twice", one_row_twice)],
-    "deliveries:rows_equal_manifest": [delivered("a row cut off", truncate)],
-    "deliveries:content_equals_manifest": [delivered("two rows exchanged", exchange_two_rows)],
+    "segments:no_device_is_twice_in_a_segment": [written("segments", "a member twice", one_row_twice)],
+    "deliveries:delivered_rows_equal_the_manifest": [delivered("a row cut off", truncate)],
+    "deliveries:delivered_content_equals_the_manifest": [delivered("two rows exchanged", exchange_two_rows)],
 }
 """Blocking check, without its audience → faults that it must find."""
 
@@ -388,7 +400,7 @@ def test_parity_reports_the_distribution_of_differences(chain: Chain, audience: 
     parity = next(
         e
         for e in evaluations
-        if e.asset_key.path[0] == audience and e.check_name == "equals_in_process_pytorch"
+        if e.asset_key.path[0] == audience and e.check_name == "scores_equal_pytorch_in_process"
     )
 
     reported: dict[str, Any] = {name: value.value for name, value in parity.metadata.items()}

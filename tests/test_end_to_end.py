@@ -304,8 +304,8 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     assert models.current("car_buyers", "champion").version == former.version != challenger.version
     assert (promotion["accepted"], promotion["former"]) == (False, former.version)
     found = verdicts(result)
-    assert not found["car_buyers/champion_model:not_worse_than_former"]
-    assert found["car_buyers/champion_model:better_than_chance_on_promotion_rows"]
+    assert not found["car_buyers/champion_model:is_not_worse_than_the_former"]
+    assert found["car_buyers/champion_model:is_better_than_chance_on_promotion_rows"]
     assert promotion["former_may_have_seen_rows"]
     assert "the former may have been trained on these devices" in promotion["reason"]
     assert promotion["reason"] in (models.card(challenger) / "card.md").read_text()
@@ -338,7 +338,7 @@ def test_a_first_champion_no_better_than_chance_is_not_promoted(chain: Chain, tm
     reason = project.models.current("car_buyers", "challenger").properties["promotion"]["reason"]
     assert "champion" not in project.models.models("car_buyers")
     assert not chosen.success
-    assert not verdicts(chosen)["car_buyers/champion_model:better_than_chance_on_promotion_rows"]
+    assert not verdicts(chosen)["car_buyers/champion_model:is_better_than_chance_on_promotion_rows"]
     [made] = chosen.asset_materializations_for_node("car_buyers__champion_model")
     assert (made.metadata["serves"].value, made.metadata["reason"].value) == (False, reason)
     assert "car_buyers has no champion: no model trained so far was good enough to serve" in failures(scored)
@@ -359,7 +359,7 @@ def test_a_challenger_no_better_than_chance_leaves_the_former_champion_serving(
             SCORED_DAY,
         )
 
-    assert not verdicts(result)["car_buyers/champion_model:better_than_chance_on_promotion_rows"]
+    assert not verdicts(result)["car_buyers/champion_model:is_better_than_chance_on_promotion_rows"]
     assert materialized(result) == {"car_buyers/champion_model"}
     assert project.models.current("car_buyers", "champion") == former
 

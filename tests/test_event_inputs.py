@@ -282,12 +282,12 @@ def test_checks_warn_of_a_day_without_events_and_of_folders_of_another_zone(
     )
 
     failed = {e.check_name: str(e.description) for e in result.get_asset_check_evaluations() if not e.passed}
-    assert failed.keys() == {"usual_share_rejected", "usual_number_of_events"}
+    assert failed.keys() == {"no_unusual_share_is_rejected", "number_of_events_is_usual"}
     assert (
         "misfiled_event: 33.3% of the rows of 2025-03-11 (are the folders named"
-        in failed["usual_share_rejected"]
+        in failed["no_unusual_share_is_rejected"]
     )
-    assert "no events yet for 2025-03-12" in failed["usual_number_of_events"]
+    assert "no events yet for 2025-03-12" in failed["number_of_events_is_usual"]
 
 
 # --- raw columns that bear our names --------------------------------------------------------------

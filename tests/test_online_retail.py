@@ -130,7 +130,7 @@ def test_checks_pass_but_the_warnings_of_odd_days(retail: Retail) -> None:
         if not passed
     }
 
-    warnings = {"most_rows_accepted", "usual_share_rejected", "usual_number_of_events"}
+    warnings = {"most_rows_are_accepted", "no_unusual_share_is_rejected", "number_of_events_is_usual"}
     assert failed == {("ingestion_job", f"app_events:{check}") for check in warnings}
 
 

@@ -48,7 +48,7 @@ LAUNCH = """mutation { launchPipelineExecution(executionParams: {
 }) { ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 STATUS = """{ runOrError(runId: "%s") { ... on Run { status } } }"""
 EXECUTIONS = """{ assetCheckExecutions(
-    assetKey: {path: ["daily_fields"]}, checkName: "every_event_aggregated", limit: 5, partition: "%s"
+    assetKey: {path: ["daily_fields"]}, checkName: "every_event_is_aggregated", limit: 5, partition: "%s"
 ) { runId status partition } }"""
 SCHEDULES = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
     schedules { name scheduleState { status } }
@@ -155,7 +155,7 @@ def test_the_checks_of_the_segments_show_as_passed(ui: str) -> None:
     shown = {check["name"]: check["executionForLatestMaterialization"] for check in checks}
 
     own = {"top_fifth_can_be_delivered", "best_30_can_be_delivered"}
-    assert shown.keys() == {"probabilities", "unique_members", *own}
+    assert shown.keys() == {"every_probability_is_in_0_to_1", "no_device_is_twice_in_a_segment", *own}
     assert {check["name"] for check in checks if not check["blocking"]} == own
     passed = {"status": "SUCCEEDED", "evaluation": {"success": True}}
     assert all(execution == passed for execution in shown.values())
