@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.audience import Audience, Training
+from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
 from pipelines.steps.models.bundle import Scorer, TrainedModel
@@ -36,6 +37,9 @@ from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
 from resources.snapshots import Partition
 from resources.spark import Spark
+
+if TYPE_CHECKING:
+    from pipelines.steps.models.dnn_model import TrainedDnn
 
 Rows = TrainingRows | TrainingFiles
 M = TypeVar("M", bound=TrainedModel)
@@ -106,11 +110,24 @@ class DnnTraining(dg.Config):
         description="Rows above which they are read anew in every epoch, rather than held in memory.",
     )
 
+    def settings(self, training: Training) -> DnnConfig:
+        """The network's own settings, the audience's among them."""
+        named = self.model_dump(exclude={"processes", "stream_above", "hidden"})
+        return DnnConfig(
+            **named,
+            hidden=tuple(self.hidden),
+            seed=training.seed,
+            max_epochs=training.max_epochs,
+            patience=training.patience,
+        )
+
 
 class XGBoostTraining(dg.Config):
     """Settings of the trees that a run may change."""
 
-    trials: int = Field(default=6, ge=1, le=8, description="Settings tried; validation AUC chooses.")
+    trials: int = Field(
+        default=XGBOOST_TRIALS, ge=1, le=8, description="Settings tried; validation AUC chooses."
+    )
 
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -125,50 +142,26 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         A run that was killed goes on from its last epoch when it is run again.
         """
-        from pipelines.steps.models.distributed_training import train_dnn_distributed
         from pipelines.steps.models.dnn_model import TrainedDnn
         from pipelines.steps.models.dnn_training import train_dnn
 
-        named = config.model_dump(exclude={"processes", "stream_above", "hidden"})
-        settings = DnnConfig(
-            **named,
-            hidden=tuple(config.hidden),
-            seed=training.seed,
-            max_epochs=training.max_epochs,
-            patience=training.patience,
-        )
-        data = read_training_data(audience, lake, models)
+        data, settings = read_training_data(audience, lake, models), config.settings(training)
         streamed = data.partition.rows > config.stream_above
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedDnn:
-            if config.processes == 1:
-                return train_dnn(
-                    rows,
-                    sizes,
-                    settings,
-                    lambda epoch: context.log.info(str(epoch)),
-                    checkpoint=models.checkpoint(audience.name, "dnn"),
-                )
-            # The distributor asks for the session that is active: this starts it.
-            context.log.info(
-                "%d processes train, started by Spark %s", config.processes, spark.session.version
-            )
-            return train_dnn_distributed(
-                data.files.paths,
+            if config.processes > 1:
+                return _train_in_processes(context, spark, data, settings, config.processes, streamed)
+            return train_dnn(
+                rows,
                 sizes,
                 settings,
-                processes=config.processes,
-                local=spark.is_local,
-                streamed=streamed,
+                lambda epoch: context.log.info(str(epoch)),
+                checkpoint=models.checkpoint(audience.name, "dnn"),
             )
-
-        def show(trained: TrainedDnn) -> Mapping[str, Any]:
-            curves = [asdict(epoch) for epoch in trained.curves]
-            return {"curves": dg.MetadataValue.md(inline_image(draw_curves(curves))), "epochs": curves}
 
         # In several processes, each reads its rows itself.
         elsewhere = streamed or config.processes > 1
-        return _train("dnn", audience, data, models, train, show, elsewhere=elsewhere)
+        return _train("dnn", audience, data, models, train, _show_curves, elsewhere=elsewhere)
 
     @dg.asset(key=[audience.name, "xgboost_model"], kinds={"xgboost"}, deps=[rows_key], group_name=group)
     def xgboost_model(
@@ -327,6 +320,33 @@ def _train(
             },
         },
     )
+
+
+def _train_in_processes(
+    context: dg.AssetExecutionContext,
+    spark: Spark,
+    data: TrainingData,
+    settings: DnnConfig,
+    processes: int,
+    streamed: bool,
+) -> "TrainedDnn":
+    from pipelines.steps.models.distributed_training import train_dnn_distributed
+
+    # The distributor asks for the session that is active: this starts it.
+    context.log.info("%d processes train, started by Spark %s", processes, spark.session.version)
+    return train_dnn_distributed(
+        data.files.paths,
+        data.vocabulary.sizes,
+        settings,
+        processes=processes,
+        local=spark.is_local,
+        streamed=streamed,
+    )
+
+
+def _show_curves(trained: "TrainedDnn") -> Mapping[str, Any]:
+    curves = [asdict(epoch) for epoch in trained.curves]
+    return {"curves": dg.MetadataValue.md(inline_image(draw_curves(curves))), "epochs": curves}
 
 
 def _in_memory(rows: Rows) -> TrainingRows:

@@ -15,7 +15,7 @@ from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, Tr
 from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.bundle import Scorer
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.metrics import compare_auc
+from pipelines.steps.models.metrics import Threshold, compare_auc
 from pipelines.steps.promotion.candidate_models import (
     BLEND,
     CANDIDATES,
@@ -29,6 +29,7 @@ from pipelines.steps.promotion.candidate_models import (
 from pipelines.steps.promotion.champion_model import (
     CHANCE,
     ENOUGH_DEVICES,
+    Choice,
     Former,
     Promotion,
     PromotionRows,
@@ -112,28 +113,17 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         It serves from now on where it is better than chance, and no worse than the former one, on the
         devices kept for promotion.
         """
-        candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
         data = read_training_data(audience, lake, models)
-        _require_same_rows(candidates, data.partition.version)
         block = _block_of(data, audience)
         rows = data.files.read([VALIDATION, TEST, PROMOTION])
-        validation, test, kept = (rows.subset(split) for split in (VALIDATION, TEST, PROMOTION))
-        scored = {name: _score(record, validation, test, models) for name, record in candidates.items()}
-        # Its members are corrected for negatives left out already.
-        blend = measure_candidate(
-            blend_of({name: models.bundle(record) for name, record in candidates.items()}),
-            data.vocabulary,
-            rows,
-            scores=blend_scores({name: each.scores for name, each in scored.items()}),
-        )
-        record = keep_model(BLEND, blend, validation.labels, audience, data, models)
-        scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)
+        scored = _score_candidates(audience, data, rows, models)
+        validation, kept = rows.subset(VALIDATION).labels, rows.subset(PROMOTION)
         choice = choose(
-            validation.labels, {name: each.scores.validation for name, each in scored.items()}, seed=seed
+            validation, {name: each.scores.validation for name, each in scored.items()}, seed=seed
         )
         chosen = scored[choice.name]
         # Again, though the candidate has some: the segments asked for may have changed since it was trained.
-        thresholds = find_thresholds(validation.labels, chosen.scores.validation, audience.segments)
+        thresholds = find_thresholds(validation, chosen.scores.validation, audience.segments)
         promotion = decide_promotion(
             PromotionRows(kept.labels, data.files.devices(PROMOTION)),
             chosen.scorer.score(kept.bags),
@@ -141,40 +131,71 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             audience.training.max_auc_loss,
             seed=seed,
         )
-        properties = {
-            **chosen.record.properties,
-            "model": choice.name,
-            "candidates": {name: record.version for name, record in candidates.items()},
-            "thresholds": cuts_of(thresholds),
-            "promotion": promotion.to_dict(),
-        }
-        challenger = models.record(ModelRecord(audience.name, CHALLENGER, chosen.record.version, properties))
-        if promotion.accepted:
-            models.record(replace(challenger, model=CHAMPION))
-        card = _keep_cards(challenger, choice.name, scored, test, promotion, audience, models)
-        metrics = Measured.from_dict(chosen.record.properties["metrics"])
+        challenger = _record(choice, scored, thresholds, promotion, audience, models)
+        card = _keep_cards(challenger, choice.name, scored, rows.subset(TEST), promotion, audience, models)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(challenger.version),
             metadata={
                 **challenger.summary(),
-                **_described(promotion, block),
+                **_described(choice, promotion, block, chosen.record),
                 "thresholds": {segment: asdict(cut) if cut else None for segment, cut in thresholds.items()},
                 "card": dg.MetadataValue.md(card.inline()),
                 "card_path": dg.MetadataValue.path(str(models.card(challenger))),
-                "blend above the best candidate (validation AUC)": (
-                    f"{choice.blend_gain} over {choice.best_single}"
-                ),
-                "validation_auc": metrics.validation.auc,
-                "test_auc": metrics.test.auc,
             },
         )
 
     return [champion_model, _champion_checks(audience, key)]
 
 
-def _score(record: ModelRecord, validation: TrainingRows, test: TrainingRows, models: ModelStore) -> Scored:
-    scorer = models.load(record.audience, record.model, record.version)
-    return Scored(record, scorer, Scores(scorer.score(validation.bags), scorer.score(test.bags)))
+def _score_candidates(
+    audience: Audience, data: TrainingData, rows: TrainingRows, models: ModelStore
+) -> dict[str, Scored]:
+    """The candidates and their blend, which is kept as they are; each split is scored once by each of them.
+
+    Raises:
+        TrainingError: They were not all trained on the current training set.
+    """
+    candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
+    _require_same_rows(candidates, data.partition.version)
+    validation, test = rows.subset(VALIDATION), rows.subset(TEST)
+    scored = {}
+    for name, record in candidates.items():
+        scorer = models.load(audience.name, name, record.version)
+        scores = Scores(scorer.score(validation.bags), scorer.score(test.bags))
+        scored[name] = Scored(record, scorer, scores)
+    # Its members are corrected for negatives left out already.
+    blend = measure_candidate(
+        blend_of({name: models.bundle(record) for name, record in candidates.items()}),
+        data.vocabulary,
+        rows,
+        scores=blend_scores({name: each.scores for name, each in scored.items()}),
+    )
+    record = keep_model(BLEND, blend, validation.labels, audience, data, models)
+    scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)
+    return scored
+
+
+def _record(
+    choice: Choice,
+    scored: Mapping[str, Scored],
+    thresholds: Mapping[str, Threshold | None],
+    promotion: Promotion,
+    audience: Audience,
+    models: ModelStore,
+) -> ModelRecord:
+    """Records the model chosen as the challenger, and as the champion where it is accepted."""
+    chosen = scored[choice.name].record
+    properties = {
+        **chosen.properties,
+        "model": choice.name,
+        "candidates": {name: scored[name].record.version for name in CANDIDATES},
+        "thresholds": cuts_of(thresholds),
+        "promotion": promotion.to_dict(),
+    }
+    challenger = models.record(ModelRecord(audience.name, CHALLENGER, chosen.version, properties))
+    if promotion.accepted:
+        models.record(replace(challenger, model=CHAMPION))
+    return challenger
 
 
 def _keep_cards(
@@ -231,7 +252,10 @@ def _former(
     return Former(record.version, ask_former(scorer, kept.bags, vocabulary), seen)
 
 
-def _described(promotion: Promotion, block: PromotionBlock) -> dict[str, Any]:
+def _described(
+    choice: Choice, promotion: Promotion, block: PromotionBlock, chosen: ModelRecord
+) -> dict[str, Any]:
+    metrics = Measured.from_dict(chosen.properties["metrics"])
     return {
         "serves": promotion.accepted,
         "reason": promotion.reason,
@@ -242,6 +266,9 @@ def _described(promotion: Promotion, block: PromotionBlock) -> dict[str, Any]:
         **({"AUC on the promotion rows": str(promotion.auc)} if promotion.auc else {}),
         **({"auc above the former champion": str(promotion.gain)} if promotion.gain else {}),
         "the former may have been trained on these devices": promotion.former_may_have_seen_rows,
+        "blend above the best candidate (validation AUC)": f"{choice.blend_gain} over {choice.best_single}",
+        "validation_auc": metrics.validation.auc,
+        "test_auc": metrics.test.auc,
     }
 
 

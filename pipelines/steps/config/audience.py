@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
 from pipelines.steps.config.problems import problem
 from pipelines.steps.config.values import (
     FILE_KEY,
@@ -82,8 +83,8 @@ class Training(Section):
     """
 
     seed: int = Field(default=0, ge=0)
-    max_epochs: int = Field(default=40, ge=1, le=40)
-    patience: int = Field(default=15, ge=1)
+    max_epochs: int = Field(default=MAX_EPOCHS, ge=1, le=40)
+    patience: int = Field(default=PATIENCE, ge=1)
     promotion_fraction: Share = 0.1
     validation_fraction: Share = 0.2
     test_fraction: Share = 0.2

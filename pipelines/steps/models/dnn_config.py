@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
+
 Pooling = Literal["mean", "sqrt_n"]
 MIN_STEPS = 40
 """Steps an epoch should have: fewer rows than that many batches are taken in smaller ones."""
@@ -53,8 +55,8 @@ class DnnConfig:
     token_dropout: float = 0.2
     members: int = 3
     ema_decay: float = 0.99
-    max_epochs: int = 40
-    patience: int = 15
+    max_epochs: int = MAX_EPOCHS
+    patience: int = PATIENCE
     batch_rows: int | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2

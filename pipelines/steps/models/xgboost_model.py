@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xgboost
 
+from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.errors import BundleError
 from pipelines.steps.features.encoded_rows import EncodedRows, count_matrix
 from pipelines.steps.features.feature_vocabulary import Vocabulary
@@ -141,7 +142,7 @@ def tune_xgboost(
     config: XGBoostConfig,
     progress: Callable[[Trial], None],
     *,
-    trials: int = 6,
+    trials: int = XGBOOST_TRIALS,
 ) -> TrainedXGBoost:
     """The best, on the VALIDATION rows, of the first so many settings of TRIALS, grown as far as it gains.
 
