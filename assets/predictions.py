@@ -37,7 +37,7 @@ from resources.spark import Spark
 PARITY_DEVICES = 2_000
 """Devices scored again by the parity check of a run, about."""
 LEAST_PARITY_DEVICES = 100
-"""Likewise of each day."""
+"""Devices that it scores of each day at least."""
 PARITY = "scores_equal_pytorch_in_process"
 SCORES = "champion_can_score"
 

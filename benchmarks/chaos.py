@@ -12,21 +12,18 @@ What does not belong here: how fast scoring is.
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
-from tabulate import tabulate
 
 from benchmarks.chaos_clusters import JOB_SECONDS, Answer, Clusters, running_clusters
 from benchmarks.chaos_faults import FAULTS, Fault, Job, Missed, Schedule, Struck
+from benchmarks.chaos_summary import names_of, summary
 from benchmarks.chaos_world import KEYS, NEW, OLD, Reader, World
 from benchmarks.measure import Report
 
@@ -38,11 +35,11 @@ ERROR_CHARACTERS = 1_000
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the schedules, prints what became of each, and exits with 1 if readers saw what they must not."""
     options = _parser().parse_args(arguments)
-    names = _names(options.only)
+    names = names_of(options.only, FAULTS)
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     started = time.monotonic()
     results = list(_run_all(names, options, home))
-    table, figures = _summary(names, results)
+    table, figures = summary(names, results)
     print(f"\n{table}\n")
     hits = sum(not result.missed for result in results)
     violations = [violation for result in results for violation in result.violations]
@@ -78,14 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--idle-seconds", type=int, default=30, help="of silence that end a Python worker")
     options.add_argument("--json", type=Path, default=None, help="file that the figures are written to")
     return options
-
-
-def _names(only: str) -> list[str]:
-    names = only.split(",") if only else list(FAULTS)
-    unknown = [name for name in names if name not in FAULTS]
-    if unknown:
-        raise SystemExit(f"there is no fault {', '.join(unknown)}; there are {', '.join(FAULTS)}")
-    return names
 
 
 @dataclass(frozen=True)
@@ -213,34 +202,6 @@ def _violations(fault: Fault, struck: Struck, answer: Answer, states: Mapping[st
             yield f"it was to be survived, but ended the job: {answer.error}"
         elif missing:
             yield f"the error does not name {missing}: {answer.error}"
-
-
-def _summary(names: Sequence[str], results: Sequence[Result]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """A table of counts, and the same as figures with every run."""
-    figures: dict[str, dict[str, Any]] = {}
-    for name in names:
-        of_fault = [result for result in results if result.schedule.fault == name]
-        figures[name] = _counts(of_fault) | {"schedules": [asdict(result) for result in of_fault]}
-    figures["all"] = _counts(results)
-    headers = list(figures["all"])
-    rows = [[name, *(figures[name][header] for header in headers)] for name in figures]
-    table = tabulate(rows, headers=["fault", *(h.replace("_", " ") for h in headers)], floatfmt=".1f")
-    return table, figures
-
-
-def _counts(results: Sequence[Result]) -> dict[str, Any]:
-    hit = [result for result in results if not result.missed]
-    endings = Counter("violations" if result.violations else result.ending for result in hit)
-    return {
-        "hit": len(hit),
-        "recovered": endings["recovered"],
-        "one_named_error": endings["failed"],
-        "driver_killed": endings["killed"],
-        "violations": endings["violations"],
-        "missed": len(results) - len(hit),
-        "reads": sum(result.reads for result in hit),
-        "median_seconds": statistics.median(result.seconds for result in hit) if hit else None,
-    }
 
 
 if __name__ == "__main__":

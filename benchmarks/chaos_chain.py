@@ -11,34 +11,30 @@ What does not belong here: faults within the scoring job (`benchmarks.chaos`).
 
 import argparse
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from tabulate import tabulate
 
 from benchmarks.chaos_chain_drivers import JOB_SECONDS, Answer, Drivers, Hung, running_drivers
 from benchmarks.chaos_chain_faults import FAULTS, Outcome, Scene, Schedule
 from benchmarks.chaos_chain_receivers import Reader, leftovers, look
 from benchmarks.chaos_chain_world import AUDIENCE, DAY, NEW, OLD, World
 from benchmarks.chaos_faults import Missed
+from benchmarks.chaos_summary import names_of, summary
 from benchmarks.measure import Report
 
 TRIES = 5
-"""How often a schedule that missed is drawn again."""
+"""Times that a schedule that missed is drawn again."""
 ERROR_CHARACTERS = 1_500
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the schedules, prints what became of each, and exits with 1 if anything was as it must not be."""
     options = _parser().parse_args(arguments)
-    names = _names(options.only)
+    names = names_of(options.only, FAULTS)
     home = Path(tempfile.mkdtemp(prefix="chaos-chain-"))
     started = time.monotonic()
     results = list(_run_all(names, options, home))
@@ -70,13 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--only", default="", metavar="NAME,...", help=f"of {', '.join(FAULTS)}")
     options.add_argument("--json", type=Path, default=None, help="file that the figures are written to")
     return options
-
-
-def _names(only: str) -> list[str]:
-    names = only.split(",") if only else list(FAULTS)
-    if unknown := [name for name in names if name not in FAULTS]:
-        raise SystemExit(f"there is no fault {', '.join(unknown)}; there are {', '.join(FAULTS)}")
-    return names
 
 
 @dataclass(frozen=True)
@@ -216,34 +205,6 @@ def _run_again(scene: Scene) -> Iterator[str]:
         yield from leftovers(scene.places)
     if answer.ending != "answered":
         scene.drivers.discard(driver)
-
-
-def summary(names: Sequence[str], results: Sequence[Result]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """A table of counts, and the same as figures with every schedule."""
-    figures: dict[str, dict[str, Any]] = {}
-    for name in names:
-        of_fault = [result for result in results if result.schedule.fault == name]
-        figures[name] = _counts(of_fault) | {"schedules": [asdict(result) for result in of_fault]}
-    figures["all"] = _counts(results)
-    headers = list(figures["all"])
-    rows = [[name, *(figures[name][header] for header in headers)] for name in figures]
-    table = tabulate(rows, headers=["fault", *(h.replace("_", " ") for h in headers)], floatfmt=".1f")
-    return table, figures
-
-
-def _counts(results: Sequence[Result]) -> dict[str, Any]:
-    hit = [result for result in results if not result.missed]
-    ends = Counter("violations" if result.violations else result.ending for result in hit)
-    return {
-        "hit": len(hit),
-        "recovered": ends["recovered"],
-        "named_error": ends["failed"],
-        "killed": ends["killed"],
-        "violations": ends["violations"],
-        "missed": len(results) - len(hit),
-        "reads": sum(result.reads for result in hit),
-        "median_seconds": statistics.median(result.seconds for result in hit) if hit else None,
-    }
 
 
 if __name__ == "__main__":

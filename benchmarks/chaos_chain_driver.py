@@ -111,7 +111,7 @@ def _run(order: Mapping[str, Any], out: TextIO) -> dict[str, Any]:
 
 
 def _days(order: Mapping[str, Any]) -> dict[str, Any]:
-    """By key, as the daily schedule asks for; or by range, as a backfill does."""
+    """Asks by key, as the daily schedule asks for; or by range, as a backfill does."""
     first, last = order["first"], order["last"]
     if first is None:
         return {}

@@ -25,7 +25,7 @@ START_SECONDS = 300
 JOB_SECONDS = 400
 """A run that takes longer hangs; an undisturbed one takes seconds."""
 GONE_SECONDS = 30
-"""How long processes of a driver may outlive it."""
+"""Seconds that processes of a driver may outlive it."""
 MARK = "AUDIENCE_FACTORY_CHAOS_DRIVER"
 """The variable by which the processes that a driver started are found, whoever their parent is by then."""
 

@@ -18,7 +18,7 @@ from benchmarks.chaos_chain_world import AUDIENCE, DAY, NEW, OLD, TABLES, Places
 from benchmarks.chaos_faults import Missed
 
 INTERRUPTED_SECONDS = 60
-"""How long a run that is interrupted may take to end."""
+"""Seconds that a run which is interrupted may take to end."""
 KEY = f"{AUDIENCE}/{DAY}"
 CHECKED_INPUT = "app_events_checks"
 PREDICTIONS_CHECKS, SEGMENTS_CHECKS = f"{AUDIENCE}_predictions_checks", f"{AUDIENCE}_segments_checks"
@@ -390,4 +390,4 @@ FAULTS: dict[str, Fault] = {
     "promote_meanwhile": _promote_meanwhile,
     "training_meanwhile": _training_meanwhile,
 }
-"""In an order in which, after a kill, another driver starts beside a schedule that needs but one."""
+"""Faults in an order in which, after a kill, another driver starts beside a schedule that needs but one."""

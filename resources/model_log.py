@@ -19,7 +19,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from pipelines.steps.errors import BundleError
+from pipelines.steps.errors import BundleError, abridged
 from resources.durable_files import (
     make_directory_durably,
     remove_abandoned_drafts,
@@ -256,7 +256,7 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
             for model in self.models(audience)
         }
         return (
-            "; ".join(f"{model}: {_abridged(each)}" for model, each in versions.items()) or "no model at all"
+            "; ".join(f"{model}: {abridged(each)}" for model, each in versions.items()) or "no model at all"
         )
 
     def _home(self) -> Path:
@@ -273,9 +273,3 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _log(self, audience: str, model: str) -> Path:
         return self._logs() / audience / model
-
-
-def _abridged(versions: Sequence[str], most: int = 6) -> str:
-    if len(versions) <= most:
-        return ", ".join(versions)
-    return f"{', '.join(versions[:most])}, … ({len(versions)} in all)"

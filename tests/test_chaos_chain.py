@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chaos_chain import Result, endings, summary
+from benchmarks.chaos_chain import Result, endings
 from benchmarks.chaos_chain_drivers import Answer
 from benchmarks.chaos_chain_faults import Outcome, Schedule
 from benchmarks.chaos_chain_world import Broken, judge, read_delivered
+from benchmarks.chaos_summary import summary
 from pipelines.steps.targeting.deliveries import file_name, sha256
 
 REPOSITORY = Path(__file__).parent.parent

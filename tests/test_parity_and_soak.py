@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks import parity, scoring_world, soak
+from benchmarks import eager_model, parity, parity_rows, scoring_world, soak
 from pipelines.steps.errors import DataError
 from pipelines.steps.models.bundle import write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
@@ -26,22 +26,22 @@ IDS = pa.table({"device_id": ["a", "b"], "day": pa.array([date(2025, 3, 10)] * 2
 
 @pytest.fixture(scope="module")
 def odd_rows() -> pa.Table:
-    return pa.concat_tables(parity.odd_rows(ROWS, seed=7))
+    return pa.concat_tables(parity_rows.odd_rows(ROWS, seed=7))
 
 
 def test_rows_hold_bags_that_are_odd_in_every_way(odd_rows: pa.Table) -> None:
-    shares = parity.odd_shares(odd_rows)
+    shares = parity_rows.odd_shares(odd_rows)
     assert list(shares) == [field.name for field in scoring_world.FIELDS]
     for found in shares.values():
         assert set(found) == {"empty", "null", "null_tokens", "unknown", "repeated", "truncated"}
-        assert all(share > parity.ODD_SHARE / 2 for share in found.values())
+        assert all(share > parity_rows.ODD_SHARE / 2 for share in found.values())
 
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_dict_and_the_vocabulary_give_the_same_ids(odd_rows: pa.Table, narrow: bool) -> None:
-    vocabulary = parity.vocabulary_of(parity.Net(4, (), "mean", narrow=narrow))
+    vocabulary = parity_rows.vocabulary_of(parity_rows.Net(4, (), "mean", narrow=narrow))
     described = [{"name": f.name, "max_length": f.max_length, "tokens": f.tokens} for f in vocabulary.fields]
-    by_dict = parity.encode_by_dict(odd_rows, described)
+    by_dict = eager_model.encode_by_dict(odd_rows, described)
     for name, bag in vocabulary.encode(odd_rows).items():
         ids, offsets = by_dict[name]
         assert ids.tolist() == bag.values.tolist()
@@ -52,8 +52,8 @@ def test_a_dict_and_the_vocabulary_give_the_same_ids(odd_rows: pa.Table, narrow:
 def test_eager_pytorch_gives_the_bits_of_the_bundle(
     odd_rows: pa.Table, tmp_path: Path, pooling: Pooling
 ) -> None:
-    net = parity.Net(4, (8,), pooling, narrow=True)
-    vocabulary = parity.vocabulary_of(net)
+    net = parity_rows.Net(4, (8,), pooling, narrow=True)
+    vocabulary = parity_rows.vocabulary_of(net)
     torch.manual_seed(0)
     network = AudienceNet(
         list(vocabulary.sizes.values()), embedding_dim=4, hidden=(8,), pooling=pooling, embedding_init_std=1.0
@@ -62,7 +62,7 @@ def test_eager_pytorch_gives_the_bits_of_the_bundle(
     model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
     write_bundle(tmp_path / "net", model, vocabulary, training_days=[], code_version="test", metrics={})
 
-    scores = parity.eager_scores(odd_rows, {"net": tmp_path / "net"})
+    scores = eager_model.eager_scores(odd_rows, {"net": tmp_path / "net"})
     ours = load_bundle(tmp_path / "net").score(vocabulary.encode(odd_rows))
     assert len(set(ours.tolist())) > ROWS / 2  # else equality would say little
     assert scores["equal_batch"]["net"].tolist() == ours.tolist()

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.steps.errors import DataError
-from pipelines.steps.row_groups import RowGroup, list_row_groups, pack, read_row_group
+from pipelines.steps.row_groups import RowGroup, list_row_groups, plan_tasks, read_row_group
 
 COLUMNS = ["device_id", "apps"]
 ROWS = 1_000
@@ -60,7 +60,7 @@ def test_row_groups_are_listed_in_order(file: Path, tmp_path: Path) -> None:
 )
 def test_small_row_groups_share_a_task(rows: list[int], per_task: int, tasks: list[list[int]]) -> None:
     groups = [RowGroup("file", index, count) for index, count in enumerate(rows)]
-    packed = pack(groups, per_task)
+    packed = plan_tasks(groups, per_task)
     assert [[group.rows for group in task] for task in packed] == tasks
     assert [group for task in packed for group in task] == groups
 

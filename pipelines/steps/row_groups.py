@@ -49,7 +49,7 @@ def list_row_groups(files: Sequence[Path], columns: Sequence[str]) -> list[RowGr
     return found
 
 
-def pack(row_groups: Sequence[RowGroup], rows_per_task: int = ROWS_PER_TASK) -> list[list[RowGroup]]:
+def plan_tasks(row_groups: Sequence[RowGroup], rows_per_task: int = ROWS_PER_TASK) -> list[list[RowGroup]]:
     """Row groups of each task, in order."""
     tasks: list[list[RowGroup]] = []
     room = 0

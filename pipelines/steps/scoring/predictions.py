@@ -12,7 +12,13 @@ from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.steps.models.bundle import BundleRef, Scorer
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.row_groups import ROWS_PER_TASK, list_row_groups, pack, read_row_group, require_columns
+from pipelines.steps.row_groups import (
+    ROWS_PER_TASK,
+    list_row_groups,
+    plan_tasks,
+    read_row_group,
+    require_columns,
+)
 from pipelines.steps.scoring.scoring_threads import count_threads, limit_threads, require_threads
 
 SCORED = "audience string, device_id string, day date, probability float"
@@ -85,7 +91,7 @@ def score_files(
             error: a row group cannot be read; the message names it.
     """
     score = _Score.planned(spark, bundles, threads)
-    tasks = pack(list_row_groups(files, score.columns), rows_per_task)
+    tasks = plan_tasks(list_row_groups(files, score.columns), rows_per_task)
 
     def score_tasks(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         numbers = (number for batch in batches for number in batch.column("id").to_pylist())
