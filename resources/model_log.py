@@ -10,7 +10,7 @@ What does not belong here: the bundles that the versions name (`resources.model_
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
