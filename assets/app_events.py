@@ -26,8 +26,9 @@ from pipelines.steps.events.event_alarms import (
 )
 from pipelines.steps.events.event_columns import check_event_columns
 from pipelines.steps.events.event_names import COPIES, REASON, named_columns
+from resources.asset_metadata import materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.spark import Spark
 
 KEY = dg.AssetKey("app_events")
@@ -113,8 +114,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             sort=["device_id"],
             properties={MADE_WITH: settings},
         )
-        return materialized(
-            list(accepted.values()), {"rejected": sum(partition.rows for partition in rejected.values())}
+        return materialized_days(
+            context, list(accepted.values()), lambda day: {"rejected": rejected[day.key].rows}
         )
 
     @dg.multi_asset_check(

@@ -9,8 +9,9 @@ from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, event_settings
 from pipelines.steps.features.daily_fields import aggregate_days, event_columns
+from resources.asset_metadata import materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.snapshots import Partition
 from resources.spark import Spark
 
@@ -81,7 +82,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             properties={MADE_WITH: settings},
             made_from=lambda key: events.only([key]).versions,
         )
-        return materialized(list(written.values()))
+        return materialized_days(context, list(written.values()))
 
     @dg.multi_asset_check(
         name="daily_fields_checks",

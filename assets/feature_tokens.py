@@ -9,8 +9,9 @@ from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, token_settings
 from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS, collect_tokens, files_of, window
+from resources.asset_metadata import materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.spark import Spark
 
 KEY = dg.AssetKey("feature_tokens")
@@ -92,7 +93,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             properties={MADE_WITH: settings},
             made_from=lambda key: daily_rows.only(windows[key]).versions,
         )
-        return materialized(list(written.values()), {"window_days": window_days})
+        return materialized_days(context, list(written.values()), shared={"window_days": window_days})
 
     @dg.multi_asset_check(
         name="feature_tokens_checks", specs=check_specs(KEY, [*CHECKS, *SHARE_CHECKS], daily.partitions)

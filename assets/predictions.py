@@ -16,6 +16,7 @@ from pipelines.steps.errors import AudienceFactoryError, BundleError, DataError
 from pipelines.steps.models.bundle import read_manifest
 from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, Parity, compare_with_local, sample_scored
 from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files, worker_threads
+from resources.asset_metadata import materialized_days
 from resources.expectations import (
     Check,
     Subject,
@@ -28,7 +29,7 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.model_log import CHAMPION, ModelRecord
 from resources.model_store import ModelStore
 from resources.snapshots import Snapshot
@@ -144,10 +145,11 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             made_from=lambda key: tokens.only([key.split("/")[1]]).versions,
         )
         for name, record in champions.items():
-            yield materialized(
+            yield materialized_days(
+                context,
                 [written[key] for key in keys_of(days, name)],
-                {**record.summary(), "threads_per_task": threads},
-                dg.AssetKey([name, "predictions"]),
+                shared={**record.summary(), "threads_per_task": threads},
+                asset=dg.AssetKey([name, "predictions"]),
             )
 
     return [predictions, *[_prediction_checks(audience, daily) for audience in project.audiences]]

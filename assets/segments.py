@@ -1,6 +1,6 @@
 """segments: which devices of the day an advertiser gets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -14,6 +14,7 @@ from assets.predictions import key_of as predictions_key
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.targeting.segments import select_segments, why_withheld, withheld_segments
+from resources.asset_metadata import materialized_days
 from resources.expectations import (
     Check,
     blocking_names,
@@ -24,9 +25,9 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.model_store import ModelStore
-from resources.snapshots import Snapshot
+from resources.snapshots import Partition, Snapshot, day_of
 from resources.spark import Spark
 
 ROW_CHECKS = [
@@ -111,11 +112,11 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
             },
             made_from=lambda key: scored.only([key]).versions,
         )
-        newest = list(written.values())[-1]
-        sizes = _sizes(audience, lake.snapshot("segments", [newest.key]), spark.session)
-        return materialized(
+        sizes = _sizes(audience, lake.snapshot("segments", list(written)), spark.session)
+        return materialized_days(
+            context,
             list(written.values()),
-            {**bundles[newest.key].summary(), **_figures(sizes, newest.properties[WITHHELD])},
+            lambda day: {**bundles[day.key].summary(), **_figures(sizes, day)},
         )
 
     @dg.multi_asset_check(
@@ -168,10 +169,10 @@ def _sizes(audience: Audience, snapshot: Snapshot, spark: SparkSession) -> pd.Da
     return found.set_index(["day", "segment"]).reindex(wanted, fill_value=0).reset_index()
 
 
-def _figures(sizes: pd.DataFrame, withheld: Mapping[str, str]) -> dict[str, Any]:
-    lines = sizes.to_dict("records")
+def _figures(sizes: pd.DataFrame, partition: Partition) -> dict[str, Any]:
+    lines = sizes[sizes["day"] == day_of(partition)].to_dict("records")
     return {
         **{f"devices/{line['segment']}": line["devices"] for line in lines},
         **{f"mean_probability/{line['segment']}": line["mean_probability"] for line in lines},
-        **{f"withheld/{segment}": reason for segment, reason in withheld.items()},
+        **{f"withheld/{segment}": reason for segment, reason in partition.properties[WITHHELD].items()},
     }

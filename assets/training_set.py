@@ -17,8 +17,9 @@ from pipelines.steps.config.settings import MADE_WITH, code_version, event_setti
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
 from pipelines.steps.labels.training_rows import SPLIT_NAMES
 from pipelines.steps.labels.training_set import PromotionBlock, build_rows, count_splits
+from resources.asset_metadata import materialized
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
@@ -102,7 +103,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             properties={**properties, MADE_WITH: settings},
             made_from=lambda _: {**tokens.versions, **events.versions},
         )[audience.name]
-        return materialized([partition], properties)
+        return materialized(partition, properties)
 
     @dg.multi_asset_check(
         name=f"{audience.name}_training_set_checks", specs=check_specs(key, [*ROW_CHECKS, *SPLIT_CHECKS])
