@@ -11,12 +11,13 @@ import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
 from assets import app_events, champion_model, daily_fields, feature_tokens, predictions, segments
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.audience import Audience, FolderDestination
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import DataError
-from pipelines.steps.targeting.deliveries import count_rows, sha256
-from resources.asset_metadata import data_version, record_day
+from pipelines.steps.targeting.deliveries import count_rows, sha256, table_columns
+from resources.asset_metadata import ROW_COUNT, TableDescription, data_version, record_day
 from resources.destinations import Delivery, Destinations, Published
 from resources.expectations import Check, check_specs, evaluate, expect, report, subjects_of, verdict
 from resources.lake import Lake
@@ -45,6 +46,7 @@ EVIDENCE = ["day", "delivered_rows", "manifest_rows", "segment_rows", "delivered
 
 def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "deliveries"])
+    table = TableDescription(table_columns(), {"segments": segments.key_of(audience)})
     every_segment = dg.AssetCheckSpec(
         EVERY_SEGMENT,
         asset=key,
@@ -56,9 +58,13 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         key=key,
         deps=[segments.key_of(audience)],
         group_name=audience.name,
+        kinds={destination.format for destination in audience.destinations},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        freshness_policy=daily.freshness,
         code_version=code_version([destination.model_dump() for destination in audience.destinations]),
+        metadata={**table.known(), **page("README.md")},
+        tags={"stage": "delivery", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def deliveries(
@@ -189,7 +195,7 @@ class _Sent:
 
     def metadata(self) -> dict[str, Any]:
         return {
-            "dagster/row_count": self.rows,
+            ROW_COUNT: self.rows,
             "segments_version": self.version,
             "rows_sent": self.rows_sent,
             "files": self.files,

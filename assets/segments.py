@@ -9,12 +9,18 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from assets.predictions import key_of as predictions_key
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.settings import code_version
-from pipelines.steps.targeting.segments import select_segments, why_withheld, withheld_segments
-from resources.asset_metadata import materialized_days
+from pipelines.steps.targeting.segments import (
+    select_segments,
+    table_columns,
+    why_withheld,
+    withheld_segments,
+)
+from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import (
     Check,
     blocking_names,
@@ -65,6 +71,7 @@ def own_check(segment: str) -> str:
 
 def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = key_of(audience)
+    table = TableDescription(table_columns(), {"predictions": predictions_key(audience)})
     own_specs = [
         dg.AssetCheckSpec(
             own_check(segment.name),
@@ -80,10 +87,13 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         key=key,
         deps=[predictions_key(audience)],
         group_name=audience.name,
-        kinds={"spark"},
+        kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        freshness_policy=daily.freshness,
         code_version=code_version([segment.model_dump() for segment in audience.segments]),
+        metadata={**table.known(), **page("docs/models.md")},
+        tags={"stage": "targeting", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def segments(
@@ -112,10 +122,12 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
             },
             made_from=lambda key: scored.only([key]).versions,
         )
-        sizes = _sizes(audience, lake.snapshot("segments", list(written)), spark.session)
+        cut = lake.at("segments", written.values())
+        sizes = _sizes(audience, cut, spark.session)
         return materialized_days(
             context,
-            list(written.values()),
+            cut,
+            table,
             lambda day: {**bundles[day.key].summary(), **_figures(sizes, day)},
         )
 

@@ -179,6 +179,23 @@ def test_each_day_of_a_range_says_the_sizes_of_its_segments(spark: SparkSession,
             assert found[f"mean_probability/{segment}"] == pytest.approx(probabilities.mean(), abs=1e-6)
 
 
+def test_each_day_of_a_range_says_how_its_scores_are_spread_and_moved(
+    spark: SparkSession, range_run: RangeRun
+) -> None:
+    found = range_run.metadata("car_buyers/predictions")
+
+    for day, each in found.items():
+        scores = range_run.project.rows(spark, "predictions", [f"car_buyers/{day}"])["probability"]
+        assert each["mean_probability"] == pytest.approx(scores.mean(), rel=1e-6)
+        deciles = scores.quantile([0.1, 0.5, 0.9], interpolation="inverted_cdf")
+        assert [each[f"decile/{tenth}"] for tenth in (1, 5, 9)] == pytest.approx(list(deciles), rel=1e-3)
+        assert each["engine"] in {"torch", "xgboost", "blend"}
+    # Nothing was scored on the day before the first; on the next one, much of the window is the same.
+    assert "drift_psi" not in found[str(FIRST)]
+    assert 0 < found[str(LAST)]["drift_psi"] < 1
+    assert found[str(FIRST)]["mean_probability"] != found[str(LAST)]["mean_probability"]
+
+
 def test_each_day_of_a_range_says_what_was_delivered_of_it(range_run: RangeRun) -> None:
     found = range_run.metadata("car_buyers/deliveries")
 
