@@ -26,6 +26,7 @@ COLUMN_SCHEMA, COLUMN_LINEAGE, ROW_COUNT = (
     "dagster/row_count",
 )
 """Names that Dagster's pages know."""
+UNNAMED = "A raw column that no file of the project names, as it came."
 Figures = Callable[[Partition], Mapping[str, Any]]
 """The metadata of one day."""
 
@@ -82,9 +83,6 @@ class TableDescription:
                 for name, kind in types.items()
             ]
         )
-
-
-UNNAMED = "A raw column that no file of the project names, as it came."
 
 
 def materialized(

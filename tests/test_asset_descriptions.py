@@ -5,8 +5,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
-from assets.partitions import daily
+from assets.partitions import LONGEST_RUN_HOURS, daily
 from pipelines.steps.config.fields import MIN_DEVICES, EventSource
 from pipelines.steps.config.project import load_project
 from pipelines.steps.errors import ConfigError
@@ -153,6 +154,12 @@ def test_a_daily_asset_is_expected_by_the_end_of_the_longest_run_of_the_schedule
     assert isinstance(policy, dg.FreshnessPolicy)
     assert (policy.deadline_cron, policy.timezone) == (deadline, "UTC")  # type: ignore[attr-defined]
     assert policy.lower_bound_delta.total_seconds() == 6 * 3600  # type: ignore[attr-defined]
+
+
+def test_the_longest_run_is_the_one_that_dagster_lets_go_on() -> None:
+    settings = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+
+    assert settings["run_monitoring"]["max_runtime_seconds"] == LONGEST_RUN_HOURS * 3600
 
 
 def test_nothing_is_expected_once_the_events_have_ended() -> None:
