@@ -3,7 +3,9 @@
 What does not belong here: what one asset alone says.
 """
 
+import inspect
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,12 @@ def describe_assets(
     """Adds owners, the audience's own words, and where to look: code, the user's file, documentation."""
     audiences = {audience.name: audience for audience in project.audiences}
 
-    def described(spec: dg.AssetSpec) -> dg.AssetSpec:
+    def described(spec: dg.AssetSpec, code: dg.LocalFileCodeReference) -> dg.AssetSpec:
         audience = audiences[spec.key.path[0]] if len(spec.key.path) > 1 else None
         file = audience.file if audience else project.fields.file
         owner = (audience.owner if audience else None) or project.fields.owner
-        references = [
-            *spec.metadata[CODE_REFERENCES].code_references,
+        references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
+            code,
             dg.LocalFileCodeReference(file_path=str(file.absolute()), label=file.name),
             dg.LocalFileCodeReference(
                 file_path=str(REPOSITORY / spec.metadata[DOCS].path), label=spec.metadata[DOCS].path
@@ -49,8 +51,20 @@ def describe_assets(
             },
         )
 
-    referenced = dg.with_source_code_references(list(definitions))
-    return [each.map_asset_specs(described) for each in referenced if isinstance(each, dg.AssetsDefinition)]
+    return [each.map_asset_specs(partial(described, code=_code_of(each))) for each in definitions]
+
+
+def _code_of(definition: dg.AssetsDefinition) -> dg.LocalFileCodeReference:
+    """The file and line of an asset's function, whatever decorates it.
+
+    `dg.with_source_code_references` would name the file of the decorator. `decorated_fn` is no public API of
+    Dagster 1.13; tests/test_asset_descriptions.py notices.
+    """
+    function = inspect.unwrap(definition.op.compute_fn.decorated_fn)  # type: ignore[union-attr]
+    return dg.LocalFileCodeReference(
+        file_path=str(Path(inspect.getfile(function)).absolute()),
+        line_number=inspect.getsourcelines(function)[1],
+    )
 
 
 def _with_audience(description: str, audience: Audience | None) -> str:

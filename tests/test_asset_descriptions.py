@@ -87,6 +87,8 @@ def test_every_asset_names_a_page_its_code_and_the_file_that_a_user_edits(projec
         code, edited, page = spec.metadata["dagster/code_references"].code_references
         module = "candidate_models" if name in {"dnn_model", "xgboost_model", "logistic_model"} else name
         assert Path(code.file_path) == ROOT / "assets" / f"{module}.py"
+        lines = Path(code.file_path).read_text().splitlines()[code.line_number - 1 :]
+        assert f"def {name}(" in next(line for line in lines if line.strip().startswith("def "))
         file = "fields.yaml" if len(spec.key.path) == 1 else "car_buyers.yaml"
         assert Path(edited.file_path) == project.audiences_dir / file
         assert page.label == spec.metadata["docs"].path
