@@ -6,6 +6,7 @@ from datetime import date, timedelta
 import dagster as dg
 import pandas as pd
 
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings
@@ -16,6 +17,7 @@ from pipelines.steps.events.app_events import (
     label_rejections,
     quarantine_events,
     read_raw_events,
+    table_columns,
 )
 from pipelines.steps.events.event_alarms import (
     WEEKS_BEFORE,
@@ -26,8 +28,9 @@ from pipelines.steps.events.event_alarms import (
 )
 from pipelines.steps.events.event_columns import check_event_columns
 from pipelines.steps.events.event_names import COPIES, REASON, named_columns
+from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.spark import Spark
 
 KEY = dg.AssetKey("app_events")
@@ -85,7 +88,7 @@ def blocking_checks() -> list[str]:
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     source = project.fields.events
-    settings = event_settings(source)
+    settings, table = event_settings(source), TableDescription(table_columns(project))
 
     @dg.asset(
         key=KEY,
@@ -93,7 +96,10 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        freshness_policy=daily.freshness,
         code_version=code_version(settings),
+        metadata={**table.known(), **page("docs/conditions.md")},
+        tags={"stage": "features", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def app_events(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult[None]:
@@ -113,9 +119,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             sort=["device_id"],
             properties={MADE_WITH: settings},
         )
-        return materialized(
-            list(accepted.values()), {"rejected": sum(partition.rows for partition in rejected.values())}
-        )
+        written = lake.at("app_events", accepted.values())
+        return materialized_days(context, written, table, lambda day: {"rejected": rejected[day.key].rows})
 
     @dg.multi_asset_check(
         name="app_events_checks",

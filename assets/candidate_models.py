@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from assets.descriptions import HOLDS_NO_IDS, page
 from pipelines.steps.config.audience import Audience, Training
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
+from pipelines.steps.config.settings import code_version
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
 from pipelines.steps.models.bundle import Scorer, TrainedModel
@@ -133,8 +135,17 @@ class XGBoostTraining(dg.Config):
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
     rows_key, group = [audience.name, "training_set"], audience.name
+    of_user = training.model_dump(include={"seed", "max_epochs", "patience"})
 
-    @dg.asset(key=[audience.name, "dnn_model"], kinds={"pytorch"}, deps=[rows_key], group_name=group)
+    @dg.asset(
+        key=[audience.name, "dnn_model"],
+        kinds={"pytorch"},
+        deps=[rows_key],
+        group_name=group,
+        code_version=code_version([asdict(NETWORK), of_user]),
+        metadata=page("docs/models.md"),
+        tags={"stage": "models", **HOLDS_NO_IDS},
+    )
     def dnn_model(
         context: dg.AssetExecutionContext, config: DnnTraining, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
@@ -163,7 +174,15 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         elsewhere = streamed or config.processes > 1
         return _train("dnn", audience, data, models, train, _show_curves, elsewhere=elsewhere)
 
-    @dg.asset(key=[audience.name, "xgboost_model"], kinds={"xgboost"}, deps=[rows_key], group_name=group)
+    @dg.asset(
+        key=[audience.name, "xgboost_model"],
+        kinds={"xgboost"},
+        deps=[rows_key],
+        group_name=group,
+        code_version=code_version(of_user),
+        metadata=page("docs/models.md"),
+        tags={"stage": "models", **HOLDS_NO_IDS},
+    )
     def xgboost_model(
         context: dg.AssetExecutionContext, config: XGBoostTraining, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
@@ -180,7 +199,15 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
 
-    @dg.asset(key=[audience.name, "logistic_model"], kinds={"scikitlearn"}, deps=[rows_key], group_name=group)
+    @dg.asset(
+        key=[audience.name, "logistic_model"],
+        kinds={"scikitlearn", "pytorch"},  # fitted by the one, served by the other
+        deps=[rows_key],
+        group_name=group,
+        code_version=code_version(of_user),
+        metadata=page("docs/models.md"),
+        tags={"stage": "models", **HOLDS_NO_IDS},
+    )
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
         from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic

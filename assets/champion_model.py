@@ -8,7 +8,9 @@ import dagster as dg
 import pandas as pd
 
 from assets.candidate_models import TrainingData, cuts_of, keep_card, keep_model, read_training_data
+from assets.descriptions import HOLDS_NO_IDS, page
 from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
@@ -101,9 +103,16 @@ class Scored:
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key, seed = key_of(audience), audience.training.seed
+    cut_by_precision = {s.name: s.min_precision for s in audience.segments if s.min_precision is not None}
 
     @dg.asset(
-        key=key, deps=[[audience.name, f"{name}_model"] for name in CANDIDATES], group_name=audience.name
+        key=key,
+        deps=[[audience.name, f"{name}_model"] for name in CANDIDATES],
+        group_name=audience.name,
+        kinds={"python"},  # any of the candidates' engines may serve
+        code_version=code_version([seed, audience.training.max_auc_loss, cut_by_precision]),
+        metadata=page("docs/models.md"),
+        tags={"stage": "models", **HOLDS_NO_IDS},
     )
     def champion_model(
         context: dg.AssetExecutionContext, lake: Lake, models: ModelStore

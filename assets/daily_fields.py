@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from pyspark.sql import functions as F
 
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, event_settings
-from pipelines.steps.features.daily_fields import aggregate_days, event_columns
+from pipelines.steps.features.daily_fields import aggregate_days, event_columns, table_columns
+from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.snapshots import Partition
 from resources.spark import Spark
 
@@ -54,7 +56,7 @@ def blocking_checks() -> list[str]:
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     fields, settings = project.fields.fields, daily_settings(project.fields)
-    needed = event_settings(project.fields.events)
+    needed, table = event_settings(project.fields.events), TableDescription(table_columns(fields))
 
     @dg.asset(
         key=KEY,
@@ -63,7 +65,10 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        freshness_policy=daily.freshness,
         code_version=code_version(settings),
+        metadata={**table.known(), **page("README.md")},
+        tags={"stage": "features", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def daily_fields(
@@ -81,7 +86,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             properties={MADE_WITH: settings},
             made_from=lambda key: events.only([key]).versions,
         )
-        return materialized(list(written.values()))
+        return materialized_days(context, lake.at("daily_fields", written.values()), table)
 
     @dg.multi_asset_check(
         name="daily_fields_checks",

@@ -1,7 +1,7 @@
 """deliveries: segments whose checks have passed, published to where the audience's file says."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
 from assets import app_events, champion_model, daily_fields, feature_tokens, predictions, segments
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.audience import Audience, FolderDestination
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import DataError
-from pipelines.steps.targeting.deliveries import count_rows, sha256
-from resources.destinations import Delivery, Destinations
+from pipelines.steps.targeting.deliveries import count_rows, sha256, table_columns
+from resources.asset_metadata import ROW_COUNT, TableDescription, data_version, record_day
+from resources.destinations import Delivery, Destinations, Published
 from resources.expectations import Check, check_specs, evaluate, expect, report, subjects_of, verdict
 from resources.lake import Lake
 from resources.model_store import ModelStore
@@ -44,6 +46,7 @@ EVIDENCE = ["day", "delivered_rows", "manifest_rows", "segment_rows", "delivered
 
 def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "deliveries"])
+    table = TableDescription(table_columns(), {"segments": segments.key_of(audience)})
     every_segment = dg.AssetCheckSpec(
         EVERY_SEGMENT,
         asset=key,
@@ -55,9 +58,13 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         key=key,
         deps=[segments.key_of(audience)],
         group_name=audience.name,
+        kinds={destination.format for destination in audience.destinations},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        freshness_policy=daily.freshness,
         code_version=code_version([destination.model_dump() for destination in audience.destinations]),
+        metadata={**table.known(), **page("README.md")},
+        tags={"stage": "delivery", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def deliveries(
@@ -78,9 +85,9 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
             for day, result in sent.items():
                 context.log_event(dg.AssetMaterialization(key, partition=day, metadata=result.metadata()))
             raise _refusal(audience, refused, len(snapshot.partitions))
-        total = sum(sent.values(), _Sent())
-        version = dg.DataVersion(snapshot.partitions[0].version)
-        return dg.MaterializeResult(metadata={**total.metadata(), "days": len(sent)}, data_version=version)
+        for day, result in sent.items():
+            record_day(context, day, result.metadata())
+        return dg.MaterializeResult(data_version=data_version(snapshot.partitions))
 
     @dg.multi_asset_check(
         name=f"{audience.name}_deliveries_checks",
@@ -154,20 +161,43 @@ def _require_checked(
 
 @dataclass(frozen=True)
 class _Sent:
-    """The result of delivering one day or several."""
+    """The result of delivering a day, or a part of it.
 
+    Attributes:
+        version: Of the segments that were delivered.
+        rows: Devices in the files that are in place now.
+        rows_sent: Devices in those that were not there already.
+        files: Number of files in place.
+        places: Their folders.
+        repaired: Place and damage of each file that was replaced.
+        withheld: Segments that were not delivered, because their own check has not passed.
+    """
+
+    version: str
     rows: int = 0
+    rows_sent: int = 0
     files: int = 0
     places: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
 
-    def __add__(self, other: "_Sent") -> "_Sent":
-        return _Sent(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+    def plus(self, place: str, rows: int, published: Published) -> "_Sent":
+        """The same with one more file."""
+        repaired = (f"{place}: {published.repaired}",) if published.repaired else ()
+        return replace(
+            self,
+            rows=self.rows + rows,
+            rows_sent=self.rows_sent + (rows if published.sent else 0),
+            files=self.files + 1,
+            places=(*self.places, place),
+            repaired=(*self.repaired, *repaired),
+        )
 
     def metadata(self) -> dict[str, Any]:
         return {
-            "rows_sent": self.rows,
+            ROW_COUNT: self.rows,
+            "segments_version": self.version,
+            "rows_sent": self.rows_sent,
             "files": self.files,
             "places": list(self.places),
             "repaired": list(self.repaired),
@@ -188,7 +218,7 @@ def _send(
         DataError: A place could not be published to; the others are.
     """
     to_deliver, withheld = _split(audience, lake, verdicts, segments_of_day)
-    total = _Sent(withheld=tuple(f"{segment} {day_of(segments_of_day)}" for segment in withheld))
+    total = _Sent(segments_of_day.version, withheld=tuple(withheld))
     errors: list[DataError] = []
     for delivery in to_deliver:
         for destination in audience.destinations:
@@ -197,9 +227,7 @@ def _send(
             except DataError as error:
                 errors.append(error)
                 continue
-            place = str(_place(destinations, delivery, destination))
-            repaired = (f"{place}: {published.repaired}",) if published.repaired else ()
-            total += _Sent(delivery.rows if published.sent else 0, 1, (place,), repaired)
+            total = total.plus(str(_place(destinations, delivery, destination)), delivery.rows, published)
     if errors:
         raise errors[0]
     return total

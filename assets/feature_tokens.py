@@ -5,12 +5,20 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 from pyspark.sql import functions as F
 
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, token_settings
-from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS, collect_tokens, files_of, window
+from pipelines.steps.features.feature_tokens import (
+    PARQUET_OPTIONS,
+    collect_tokens,
+    files_of,
+    table_columns,
+    window,
+)
+from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.spark import Spark
 
 KEY = dg.AssetKey("feature_tokens")
@@ -58,6 +66,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         token_settings(project.fields),
         daily_settings(project.fields),
     )
+    table = TableDescription(table_columns(fields, window_days))
     look_back = dg.TimeWindowPartitionMapping(
         start_offset=1 - window_days, allow_nonexistent_upstream_partitions=True
     )
@@ -69,7 +78,10 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        freshness_policy=daily.freshness,
         code_version=code_version(settings),
+        metadata={**table.known(), **page("README.md")},
+        tags={"stage": "features", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def feature_tokens(
@@ -92,7 +104,12 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             properties={MADE_WITH: settings},
             made_from=lambda key: daily_rows.only(windows[key]).versions,
         )
-        return materialized(list(written.values()), {"window_days": window_days})
+        return materialized_days(
+            context,
+            lake.at("feature_tokens", written.values()),
+            table,
+            shared={"window_days": window_days},
+        )
 
     @dg.multi_asset_check(
         name="feature_tokens_checks", specs=check_specs(KEY, [*CHECKS, *SHARE_CHECKS], daily.partitions)

@@ -6,12 +6,20 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
+from assets.descriptions import HOLDS_NO_IDS, page
 from assets.partitions import SPARK_POOL, keys_of
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import code_version, token_settings
 from pipelines.steps.features.encoded_rows import RESERVED_IDS
-from pipelines.steps.features.feature_vocabulary import Vocabulary, count_token_devices, fit_vocabulary
+from pipelines.steps.features.feature_vocabulary import (
+    Vocabulary,
+    count_token_devices,
+    fit_vocabulary,
+    show_tokens,
+    table_columns,
+)
 from pipelines.steps.labels.as_of_days import matured_as_of_days
+from resources.asset_metadata import ROW_COUNT, TableDescription, text_table
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_store import ModelStore
@@ -52,8 +60,10 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         key=KEY,
         deps=["feature_tokens", "app_events"],
         group_name="features",
-        kinds={"spark"},
+        kinds={"spark", "json"},
         code_version=code_version([settings, limits]),
+        metadata={**TableDescription(table_columns(names)).known(), **page("docs/models.md")},
+        tags={"stage": "features", **HOLDS_NO_IDS},
         pool=SPARK_POOL,
     )
     def feature_vocabulary(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
@@ -66,14 +76,17 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         previous = models.find_vocabulary()
         vocabulary = fit_vocabulary(counts, fields, previous)
         models.save_vocabulary(vocabulary)
+        shown = show_tokens(counts, fields, vocabulary)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(vocabulary.hash),
             metadata={
+                ROW_COUNT: sum(len(field.tokens) for field in vocabulary.fields),
                 "vocabulary_hash": vocabulary.hash,
                 "appended": sum(vocabulary.sizes.values())
                 - sum((previous.sizes if previous else {}).values()),
                 "as_of_days": [day.isoformat() for day in sorted(days)],
                 **{f"size/{name}": size for name, size in vocabulary.sizes.items()},
+                **({"sample": text_table(shown)} if shown else {}),
             },
         )
 

@@ -15,26 +15,51 @@ from pipelines.steps.errors import ConfigError
 
 MAX_PARTITIONS_PER_RUN = 366
 """One Spark job over many days beats many runs; a year bounds what one failure can cost."""
+SCHEDULE_MINUTE = 30
+"""Of the hour `max_late_hours` after midnight, when the day's run begins."""
+LONGEST_RUN_HOURS = 6
+"""What dagster.yaml's max_runtime_seconds lets a run take."""
 SPARK_POOL = "spark"
 """Dagster's pool of every asset that uses Spark; dagster.yaml says how many runs may hold it at once."""
 
 
 @dataclass(frozen=True)
 class Daily:
-    """Partitions and policy of every daily asset; were they to differ, assets would never share a run."""
+    """Partitions and policies of every daily asset; were they to differ, assets would never share a run."""
 
     partitions: dg.DailyPartitionsDefinition
     backfill: dg.BackfillPolicy
+    freshness: dg.FreshnessPolicy | None
 
 
-def daily(source: EventSource) -> Daily:
-    """UTC days from the first day of events to the last, or to yesterday where none is set."""
+def daily(source: EventSource, today: date | None = None) -> Daily:
+    """UTC days from the first day of events to the last, or to yesterday where none is set.
+
+    Args:
+        source: The events.
+        today: Instead of the clock's, UTC.
+    """
     end = datetime.combine(source.last_day + timedelta(days=1), time(), UTC) if source.last_day else None
     start = datetime.combine(source.first_day, time(), UTC)
     return Daily(
         dg.DailyPartitionsDefinition(start_date=start, end_date=end, timezone="UTC"),
         # The command line takes a range for this policy alone; the run itself sees to the limit.
         dg.BackfillPolicy.single_run(),
+        _freshness(source, today or datetime.now(UTC).date()),
+    )
+
+
+def _freshness(source: EventSource, today: date) -> dg.FreshnessPolicy | None:
+    """A run each day by the time that one may last after the schedule's hour; none once events have ended.
+
+    Dagster 1.13 looks at when an asset was materialized last, for whichever day; its checks of single
+    days are superseded.
+    """
+    if source.last_day is not None and source.last_day < today - timedelta(days=1):
+        return None
+    deadline = (source.max_late_hours + LONGEST_RUN_HOURS) % 24
+    return dg.FreshnessPolicy.cron(
+        f"{SCHEDULE_MINUTE} {deadline} * * *", timedelta(hours=LONGEST_RUN_HOURS), timezone="UTC"
     )
 
 
@@ -82,6 +107,12 @@ def _days(keys: Sequence[str]) -> list[date]:
             remedy="launch a run for each year of the range",
         )
     return [date.fromisoformat(key) for key in keys]
+
+
+def day_before(key: str) -> str:
+    """The lake partition key of the day before that of another."""
+    prefix, _, day = key.rpartition("/")
+    return keys_of([date.fromisoformat(day) - timedelta(days=1)], *([prefix] if prefix else []))[0]
 
 
 def keys_of(days: Sequence[date], *prefix: str) -> list[str]:

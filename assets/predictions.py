@@ -2,20 +2,31 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from functools import lru_cache
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from assets.descriptions import HOLDS_IDS, page
+from assets.partitions import SPARK_POOL, Daily, checked_days, day_before, days_of, keys_of
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.project import Project
-from pipelines.steps.config.settings import MADE_WITH, fields_of_settings
+from pipelines.steps.config.settings import MADE_WITH, code_version, fields_of_settings
 from pipelines.steps.errors import AudienceFactoryError, BundleError, DataError
 from pipelines.steps.models.bundle import read_manifest
 from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, Parity, compare_with_local, sample_scored
-from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files, worker_threads
+from pipelines.steps.scoring.predictions import (
+    PARQUET_OPTIONS,
+    SCORED,
+    score_files,
+    table_columns,
+    worker_threads,
+)
+from pipelines.steps.scoring.score_distribution import ScoreDistribution, read_distribution
+from resources.asset_metadata import Figures, TableDescription, materialized_days
 from resources.expectations import (
     Check,
     Subject,
@@ -28,10 +39,10 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.model_log import CHAMPION, ModelRecord
 from resources.model_store import ModelStore
-from resources.snapshots import Snapshot
+from resources.snapshots import Partition, Snapshot
 from resources.spark import Spark
 
 PARITY_DEVICES = 2_000
@@ -81,13 +92,19 @@ def blocking_checks() -> list[str]:
 
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    table = TableDescription(table_columns([field.name for field in project.fields.fields]))
     specs = [
         dg.AssetSpec(
             key_of(audience),
             deps=["feature_tokens", [audience.name, "champion_model"]],
             group_name=audience.name,
-            kinds={"spark", "pytorch"},
+            # Which engine scores, the champion decides; the metadata of a day names it.
+            kinds={"spark", "parquet"},
             partitions_def=daily.partitions,
+            freshness_policy=daily.freshness,
+            code_version=code_version([SCORED]),
+            metadata={**table.known(), **page("docs/scoring.md")},
+            tags={"stage": "scoring", **HOLDS_IDS},
             description="The probability that each device converts within the horizon.",
         )
         for audience in project.audiences
@@ -144,13 +161,49 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             made_from=lambda key: tokens.only([key.split("/")[1]]).versions,
         )
         for name, record in champions.items():
-            yield materialized(
-                [written[key] for key in keys_of(days, name)],
-                {**record.summary(), "threads_per_task": threads},
+            scored = lake.at("predictions", [written[key] for key in keys_of(days, name)])
+            engine = models.manifest(record).engine
+            yield materialized_days(
+                context,
+                scored,
+                table,
+                score_figures(context, lake),
+                {**record.summary(), "engine": engine, "threads_per_task": threads},
                 dg.AssetKey([name, "predictions"]),
             )
 
     return [predictions, *[_prediction_checks(audience, daily) for audience in project.audiences]]
+
+
+def score_figures(context: dg.AssetExecutionContext, lake: Lake) -> Figures:
+    """Each day's mean and deciles, and how far they moved since the day before, where that was scored."""
+
+    scored = set(lake.partition_keys("predictions"))
+
+    @lru_cache(maxsize=2)  # the day and the day before
+    def distribution(partition_key: str) -> ScoreDistribution:
+        return read_distribution(lake.snapshot("predictions", [partition_key]).files())
+
+    def drift(key: str, day: ScoreDistribution) -> Mapping[str, Any]:
+        before = day_before(key)
+        if before not in scored:
+            return {}
+        try:
+            earlier = distribution(before)
+        except DataError as error:
+            # Of that day the damage will be told where it is read; of this one nothing is wrong.
+            context.log.warning(f"no drift since {before}: {error}")
+            return {}
+        return {"drift_psi": day.psi(earlier)} if earlier.devices else {}
+
+    def figures(partition: Partition) -> Mapping[str, Any]:
+        day = distribution(partition.key)
+        if not day.devices:
+            return {}
+        deciles = {f"decile/{tenth}": value for tenth, value in enumerate(day.quantiles(), start=1)}
+        return {"mean_probability": day.mean, **deciles, **drift(partition.key, day)}
+
+    return figures
 
 
 def _find_champions(

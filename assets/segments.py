@@ -1,6 +1,6 @@
 """segments: which devices of the day an advertiser gets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -9,11 +9,18 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from assets.predictions import key_of as predictions_key
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.settings import code_version
-from pipelines.steps.targeting.segments import select_segments, why_withheld, withheld_segments
+from pipelines.steps.targeting.segments import (
+    select_segments,
+    table_columns,
+    why_withheld,
+    withheld_segments,
+)
+from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import (
     Check,
     blocking_names,
@@ -24,9 +31,9 @@ from resources.expectations import (
     subjects_of,
     verdict,
 )
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.model_store import ModelStore
-from resources.snapshots import Snapshot
+from resources.snapshots import Partition, Snapshot, day_of
 from resources.spark import Spark
 
 ROW_CHECKS = [
@@ -64,6 +71,7 @@ def own_check(segment: str) -> str:
 
 def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = key_of(audience)
+    table = TableDescription(table_columns(), {"predictions": predictions_key(audience)})
     own_specs = [
         dg.AssetCheckSpec(
             own_check(segment.name),
@@ -79,10 +87,13 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         key=key,
         deps=[predictions_key(audience)],
         group_name=audience.name,
-        kinds={"spark"},
+        kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
+        freshness_policy=daily.freshness,
         code_version=code_version([segment.model_dump() for segment in audience.segments]),
+        metadata={**table.known(), **page("docs/models.md")},
+        tags={"stage": "targeting", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def segments(
@@ -111,11 +122,13 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
             },
             made_from=lambda key: scored.only([key]).versions,
         )
-        newest = list(written.values())[-1]
-        sizes = _sizes(audience, lake.snapshot("segments", [newest.key]), spark.session)
-        return materialized(
-            list(written.values()),
-            {**bundles[newest.key].summary(), **_figures(sizes, newest.properties[WITHHELD])},
+        cut = lake.at("segments", written.values())
+        sizes = _sizes(audience, cut, spark.session)
+        return materialized_days(
+            context,
+            cut,
+            table,
+            lambda day: {**bundles[day.key].summary(), **_figures(sizes, day)},
         )
 
     @dg.multi_asset_check(
@@ -168,10 +181,10 @@ def _sizes(audience: Audience, snapshot: Snapshot, spark: SparkSession) -> pd.Da
     return found.set_index(["day", "segment"]).reindex(wanted, fill_value=0).reset_index()
 
 
-def _figures(sizes: pd.DataFrame, withheld: Mapping[str, str]) -> dict[str, Any]:
-    lines = sizes.to_dict("records")
+def _figures(sizes: pd.DataFrame, partition: Partition) -> dict[str, Any]:
+    lines = sizes[sizes["day"] == day_of(partition)].to_dict("records")
     return {
         **{f"devices/{line['segment']}": line["devices"] for line in lines},
         **{f"mean_probability/{line['segment']}": line["mean_probability"] for line in lines},
-        **{f"withheld/{segment}": reason for segment, reason in withheld.items()},
+        **{f"withheld/{segment}": reason for segment, reason in partition.properties[WITHHELD].items()},
     }

@@ -1,6 +1,7 @@
 """training_set: one audience's labelled, encoded rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import reduce
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, keys_of
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.label_values import label_columns
@@ -16,9 +18,17 @@ from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings, token_settings
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
 from pipelines.steps.labels.training_rows import SPLIT_NAMES
-from pipelines.steps.labels.training_set import PromotionBlock, build_rows, count_splits
+from pipelines.steps.labels.training_set import (
+    PromotionBlock,
+    build_rows,
+    class_balance,
+    class_balances,
+    count_splits,
+    table_columns,
+)
+from resources.asset_metadata import TableDescription, materialized, text_table
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
-from resources.lake import Lake, materialized
+from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
@@ -60,6 +70,7 @@ SPLIT_CHECKS = [
 def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "training_set"])
     settings = token_settings(project.fields)
+    table = TableDescription(table_columns(audience, project.fields.fields))
     token_columns = ["device_id", "day", *(field.name for field in project.fields.fields)]
     event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 
@@ -69,6 +80,8 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         group_name=audience.name,
         kinds={"spark", "parquet"},
         code_version=code_version([settings, _own_settings(audience)]),
+        metadata={**table.known(), **page("docs/models.md")},
+        tags={"stage": "labels", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
@@ -102,7 +115,9 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             properties={**properties, MADE_WITH: settings},
             made_from=lambda _: {**tokens.versions, **events.versions},
         )[audience.name]
-        return materialized([partition], properties)
+        written = lake.at("training_set", [partition])
+        splits = count_splits(written.frame(session, ["day", "split", "label"]))
+        return materialized(written, table, {**properties, **_balance(splits, audience)})
 
     @dg.multi_asset_check(
         name=f"{audience.name}_training_set_checks", specs=check_specs(key, [*ROW_CHECKS, *SPLIT_CHECKS])
@@ -124,6 +139,17 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         yield from report(context, evaluate(key, SPLIT_CHECKS, splits, subjects, metadata))
 
     return [training_set, training_set_checks]
+
+
+def _balance(splits: Sequence[Mapping[str, Any]], audience: Audience) -> dict[str, Any]:
+    kept = audience.training.negatives_kept
+    days = {"all": class_balance(splits, kept), **class_balances(splits, kept)}
+    lines = [{"as-of day": day, **{k: str(v) for k, v in asdict(each).items()}} for day, each in days.items()]
+    return {
+        "positives": days["all"].positives,
+        "base_rate": days["all"].base_rate,
+        "by_as_of_day": text_table(lines),
+    }
 
 
 def _own_settings(audience: Audience) -> dict[str, Any]:

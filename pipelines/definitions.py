@@ -23,6 +23,7 @@ from assets import (
     segments,
     training_set,
 )
+from assets.descriptions import describe_assets
 from assets.partitions import daily
 from pipelines.jobs import build_jobs
 from pipelines.steps.config.project import load_project
@@ -76,7 +77,9 @@ def build_definitions(
     everything = [*shared, *own]
     jobs = build_jobs(project)
     return dg.Definitions(
-        assets=[d for d in everything if not isinstance(d, dg.AssetChecksDefinition)],
+        assets=describe_assets(
+            [d for d in everything if not isinstance(d, dg.AssetChecksDefinition)], project
+        ),
         asset_checks=[d for d in everything if isinstance(d, dg.AssetChecksDefinition)],
         jobs=jobs.jobs,
         schedules=jobs.schedules,

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from assets.partitions import SCHEDULE_MINUTE
 from pipelines.steps.config.project import Project
 
 SHARED = ["app_events", "daily_fields", "feature_tokens"]
@@ -49,7 +50,7 @@ def build_jobs(project: Project) -> Jobs:
             daily_job,
             name="daily_schedule",
             hour_of_day=project.fields.events.max_late_hours,
-            minute_of_hour=30,
+            minute_of_hour=SCHEDULE_MINUTE,
             description="Scores and delivers the day that has just ended, once its late events are in.",
         ),
         dg.ScheduleDefinition(

@@ -12,7 +12,6 @@ partition remembers the versions that it was made from, in `versions/<value>/…
 What does not belong here: what the rows mean.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -283,31 +282,6 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _record(self, table: str, key: str, version: str) -> Path:
         return self._table(table) / "versions" / key / f"{version}.json"
-
-
-def materialized(
-    partitions: Sequence[Partition],
-    metadata: Mapping[str, Any] | None = None,
-    asset: dg.AssetKey | None = None,
-) -> dg.MaterializeResult[None]:
-    """What an asset returns that has written these partitions in one go."""
-    return dg.MaterializeResult(
-        asset_key=asset,
-        metadata={**describe(partitions), **(metadata or {})},
-        data_version=dg.DataVersion(partitions[0].version),
-    )
-
-
-def describe(partitions: Sequence[Partition]) -> dict[str, Any]:
-    """What every materialization of a table says of itself, as Dagster metadata."""
-    keys = sorted(partition.key for partition in partitions)
-    return {
-        "dagster/row_count": sum(partition.rows for partition in partitions),
-        "partitions": len(keys),
-        "partition": keys[0] if len(keys) == 1 else f"{keys[0]} … {keys[-1]}",
-        "schema_hash": hashlib.sha256(partitions[0].schema.encode()).hexdigest()[:12],
-        "version": partitions[0].version,
-    }
 
 
 def _count_rows(file: Path) -> int:

@@ -1,11 +1,13 @@
 """Days of the past: one run over many equals one run for each, and a rerun replaces its own day only."""
 
 import re
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -49,15 +51,39 @@ def delivered_files(project: SmallProject) -> dict[str, bytes]:
     }
 
 
+@dataclass(frozen=True)
+class RangeRun:
+    """The small project after one run over two days, and what the run said."""
+
+    project: SmallProject
+    result: dg.ExecuteInProcessResult
+
+    def metadata(self, asset: str) -> dict[str, dict[str, Any]]:
+        """Day → label → value, of an asset named like "car_buyers/segments"."""
+        events = self.result.get_asset_materialization_events()
+        return {
+            str(event.partition): {
+                label: value.value for label, value in event.materialization.metadata.items()
+            }
+            for event in events
+            if event.asset_key and event.asset_key.to_user_string() == asset
+        }
+
+
 @pytest.fixture(scope="module")
-def at_once(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """Two days in one run."""
+def range_run(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> RangeRun:
     root = tmp_path_factory.mktemp("at_once")
     project = chain.project.copied_to(root / "data")
     with chain.history(root / "home") as instance:
         result = run_days(project.definitions(), instance, "daily_job", FIRST, LAST)
     assert result.success, failures(result)
-    return project
+    return RangeRun(project, result)
+
+
+@pytest.fixture(scope="module")
+def at_once(range_run: RangeRun) -> SmallProject:
+    """Two days in one run."""
+    return range_run.project
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +131,83 @@ def test_one_run_over_many_days_delivers_what_a_run_for_each_does(
 
     assert delivered == delivered_files(day_by_day)
     assert {path.split("/")[2] for path in delivered} == set(day_keys(FIRST, LAST))
+
+
+@pytest.mark.parametrize(
+    ("asset", "prefix"),
+    [
+        ("app_events", ""),
+        ("daily_fields", ""),
+        ("feature_tokens", ""),
+        ("car_buyers/predictions", "car_buyers/"),
+        ("car_buyers/segments", "car_buyers/"),
+    ],
+)
+def test_each_day_of_a_range_says_its_own_rows_and_version(
+    range_run: RangeRun, asset: str, prefix: str
+) -> None:
+    table, days = asset.split("/")[-1], day_keys(FIRST, LAST)
+    partitions = {day: range_run.project.lake.partition(table, f"{prefix}{day}") for day in days}
+
+    found = range_run.metadata(asset)
+
+    assert {day: each["dagster/row_count"] for day, each in found.items()} == {
+        day: partition.rows for day, partition in partitions.items()
+    }
+    assert {day: each["version"] for day, each in found.items()} == {
+        day: partition.version for day, partition in partitions.items()
+    }
+    if asset != "car_buyers/segments":  # best_30 has 30 on each, top_fifth may be alike
+        assert len({partition.rows for partition in partitions.values()}) == len(days)
+
+
+def test_each_day_of_a_range_says_what_was_rejected_on_it(spark: SparkSession, range_run: RangeRun) -> None:
+    days = day_keys(FIRST, LAST)
+    rejected = {day: len(range_run.project.rows(spark, "rejected_events", [day])) for day in days}
+
+    found = range_run.metadata("app_events")
+
+    assert {day: each["rejected"] for day, each in found.items()} == rejected
+    assert len(set(rejected.values())) == len(days)
+
+
+def test_each_day_of_a_range_says_the_sizes_of_its_segments(spark: SparkSession, range_run: RangeRun) -> None:
+    for day, found in range_run.metadata("car_buyers/segments").items():
+        rows = range_run.project.rows(spark, "segments", [f"car_buyers/{day}"])
+        for segment in ("top_fifth", "best_30"):
+            probabilities = rows.loc[rows["segment"] == segment, "probability"]
+            assert found[f"devices/{segment}"] == len(probabilities)
+            assert found[f"mean_probability/{segment}"] == pytest.approx(probabilities.mean(), abs=1e-6)
+
+
+def test_each_day_of_a_range_says_how_its_scores_are_spread_and_moved(
+    spark: SparkSession, range_run: RangeRun
+) -> None:
+    found = range_run.metadata("car_buyers/predictions")
+
+    for day, each in found.items():
+        scores = range_run.project.rows(spark, "predictions", [f"car_buyers/{day}"])["probability"]
+        assert each["mean_probability"] == pytest.approx(scores.mean(), rel=1e-6)
+        deciles = np.quantile(scores, [0.1, 0.5, 0.9], method="inverted_cdf")
+        assert [each[f"decile/{tenth}"] for tenth in (1, 5, 9)] == pytest.approx(list(deciles), rel=1e-3)
+        assert each["engine"] in {"torch", "xgboost", "blend"}
+    # Nothing was scored on the day before the first; on the next one, much of the window is the same.
+    assert "drift_psi" not in found[str(FIRST)]
+    assert 0 < found[str(LAST)]["drift_psi"] < 1
+    assert found[str(FIRST)]["mean_probability"] != found[str(LAST)]["mean_probability"]
+
+
+def test_each_day_of_a_range_says_what_was_delivered_of_it(range_run: RangeRun) -> None:
+    found = range_run.metadata("car_buyers/deliveries")
+
+    lake = range_run.project.lake
+    for day, each in found.items():
+        partition = lake.partition("segments", f"car_buyers/{day}")
+        assert (each["dagster/row_count"], each["files"]) == (partition.rows, 2)
+        assert each["segments_version"] == partition.version
+        assert all(place.endswith(day) for place in each["places"])
+    # The chain had delivered the last day already.
+    assert found[str(LAST)]["rows_sent"] == 0 < found[str(FIRST)]["rows_sent"]
 
 
 def pointers(project: SmallProject) -> dict[str, dict[str, Partition]]:

@@ -129,6 +129,79 @@ def test_every_raw_row_is_accepted_a_duplicate_or_rejected(spark: SparkSession, 
     assert accepted["copies"].sum() + len(rejected) == project.raw_rows
 
 
+def made(chain: Chain) -> dict[str, list[dg.AssetMaterialization]]:
+    """Asset, named like "car_buyers/segments" → its materializations, oldest first."""
+    found: dict[str, list[dg.AssetMaterialization]] = {}
+    for result in chain.results.values():
+        for event in result.get_asset_materialization_events():
+            name = event.materialization.asset_key.to_user_string()
+            found.setdefault(name, []).append(event.materialization)
+    return found
+
+
+def test_no_metadata_holds_a_device_id(chain: Chain) -> None:
+    texts = [
+        repr(value)
+        for materializations in made(chain).values()
+        for each in materializations
+        for value in each.metadata.values()
+    ]
+    ids = set(chain.project.accepted["device_id"])
+
+    assert all(device.endswith("-feed") for device in ids)
+    assert [text for text in texts if "-feed" in text.lower()] == []
+
+
+def records_of(chain: Chain, name: str) -> list[dg.TableRecord]:
+    value = made(chain)[name][-1].metadata["sample"]
+    assert isinstance(value, dg.TableMetadataValue)
+    return list(value.records)
+
+
+def test_every_table_shows_a_sample_of_its_newest_day(chain: Chain) -> None:
+    for name in [
+        *("app_events", "daily_fields", "feature_tokens"),
+        *("car_buyers/training_set", "car_buyers/predictions", "car_buyers/segments"),
+    ]:
+        records = records_of(chain, name)
+        assert len(records) == 5
+        assert all(str(record.data["device_id"]).startswith("device ") for record in records)
+    apps = [str(record.data["apps"]) for record in records_of(chain, "feature_tokens")]
+    assert any("com." in tokens for tokens in apps)
+
+
+def test_the_columns_that_a_table_is_said_to_have_are_those_that_were_stored(chain: Chain) -> None:
+    graph = chain.project.definitions().resolve_asset_graph()
+    for name, materializations in made(chain).items():
+        stored = materializations[-1].metadata.get("dagster/column_schema")
+        if stored is None:
+            continue
+        assert isinstance(stored, dg.TableSchemaMetadataValue)
+        said = graph.get(dg.AssetKey(name.split("/"))).metadata["dagster/column_schema"].columns
+        found = [(column.name, column.type) for column in stored.schema.columns]
+        known = [(column.name, column.type) for column in said]
+        # Raw columns are beside ours, as the files of the day have them.
+        assert set(known) <= set(found), name
+        assert name == "app_events" or sorted(found) == sorted(known), name
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_the_training_set_says_how_rare_conversions_are(
+    spark: SparkSession, chain: Chain, audience: str
+) -> None:
+    labels = chain.project.rows(spark, "training_set", [audience])["label"]
+
+    [found] = made(chain)[f"{audience}/training_set"]
+
+    assert found.metadata["positives"].value == labels.sum()
+    assert found.metadata["base_rate"].value == pytest.approx(labels.mean())
+    by_day = found.metadata["by_as_of_day"]
+    assert isinstance(by_day, dg.TableMetadataValue)
+    records = by_day.records
+    assert [record.data["as-of day"] for record in records] == ["all", *map(str, AS_OF_DAYS)]
+    assert sum(int(str(record.data["positives"])) for record in records[1:]) == labels.sum()
+
+
 @pytest.mark.parametrize("audience", AUDIENCES)
 def test_the_training_set_has_every_device_of_the_window_and_its_outcome(
     spark: SparkSession, chain: Chain, audience: str

@@ -18,6 +18,7 @@ from pipelines.steps.features.feature_vocabulary import (
     Vocabulary,
     count_token_devices,
     fit_vocabulary,
+    show_tokens,
 )
 from tests.conftest import Frame
 
@@ -420,3 +421,22 @@ def test_a_field_that_the_other_vocabulary_lacks_is_missing() -> None:
     other = Vocabulary((FieldVocabulary("apps", 2, ("a",)), FieldVocabulary("brand", 1, ("b",))))
     rows = whole.encode(pa.table({"apps": pa.array([["a"], []], pa.list_(pa.string()))}))
     assert other.translate(rows, whole)["brand"].values.tolist() == [MISSING_ID] * 2
+
+
+def test_people_are_shown_the_tokens_of_most_devices_and_none_of_too_few() -> None:
+    field = FieldSpec.model_validate(
+        {"name": "apps", "column": "app", "kind": "multi", "normalizer": "text", "min_devices": 3}
+    )
+    counts = pa.table(
+        {"field": ["apps"] * 4, "token": ["old", "most", "some", "few"], "devices": [2, 9, 5, 2]}
+    )
+    # "old" was on enough devices once, and keeps its id.
+    vocabulary = Vocabulary((FieldVocabulary("apps", 100, ("old", "some", "most")),))
+
+    shown = show_tokens(counts, [field], vocabulary)
+
+    assert shown == [
+        {"field": "apps", "token": "most", "id": "4", "devices": "9"},
+        {"field": "apps", "token": "some", "id": "3", "devices": "5"},
+    ]
+    assert show_tokens(counts, [field], vocabulary, most=1) == shown[:1]

@@ -5,6 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
 
+from assets.predictions import score_figures
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, BundleRef, bundle_version, write_bundle
@@ -19,7 +21,7 @@ from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.calibration import Calibration
 from pipelines.steps.models.dnn_model import AudienceNet
 from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, compare_with_local, sample_scored
-from pipelines.steps.scoring.predictions import score_devices, score_files, worker_threads
+from pipelines.steps.scoring.predictions import SCORED, score_devices, score_files, worker_threads
 from resources.lake import Lake
 from tests.conftest import Frame
 from tests.test_row_groups import alter_last_byte
@@ -409,3 +411,25 @@ def test_a_damaged_row_group_fails_the_job_by_its_name(
     alter_last_byte(file, row_group=2, column=3)
     with pytest.raises(Exception, match=r"row group 2 of .*tokens.parquet cannot be read"):
         predictions.toArrow()
+
+
+# --- how scores moved -----------------------------------------------------------------------------
+
+
+def test_a_damaged_day_before_leaves_the_day_without_a_drift_and_no_worse(
+    frame: Frame, tmp_path: Path
+) -> None:
+    lake, days = Lake(root=str(tmp_path)), [date(2025, 3, 9), DAY]
+    rows = [("a", f"{device}", day, device / 10) for device in range(10) for day in days]
+    keys = [f"a/{day}" for day in days]
+    lake.write(frame(SCORED, rows), "predictions", by=["audience", "day"], keys=keys)
+    today = lake.partition("predictions", keys[1])
+    figures = score_figures(dg.build_asset_context(), lake)(today)
+    [file] = lake.files("predictions", keys[:1])
+    file.write_bytes(b"no Parquet any more")
+
+    damaged = score_figures(dg.build_asset_context(), lake)(today)
+
+    assert figures["drift_psi"] == 0  # both days are alike
+    assert damaged == {name: value for name, value in figures.items() if name != "drift_psi"}
+    assert figures["mean_probability"] == pytest.approx(0.45)

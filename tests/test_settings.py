@@ -122,6 +122,7 @@ def code_versions(project: SmallProject) -> Mapping[str, str | None]:
     return {key.to_user_string(): graph.get(key).code_version for key in graph.get_all_asset_keys()}
 
 
+MODELS = ("dnn_model", "xgboost_model", "logistic_model")
 OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set" for audience in AUDIENCES)}
 
 
@@ -140,6 +141,13 @@ OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set
         ),
         ("car_buyers", "product: car", "product: bike", {"car_buyers/training_set"}),
         ("car_buyers", "size: 30", "size: 31", {"car_buyers/segments"}),
+        (
+            "car_buyers",
+            "size: 30",
+            "min_precision: 0.5",
+            {"car_buyers/segments", "car_buyers/champion_model"},
+        ),
+        ("car_buyers", "max_epochs: 6", "max_epochs: 7", {f"car_buyers/{model}" for model in MODELS}),
         ("car_buyers", "format: csv", "format: parquet", {"car_buyers/deliveries"}),
     ],
 )

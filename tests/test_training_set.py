@@ -18,7 +18,10 @@ from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabul
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
 from pipelines.steps.labels.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
 from pipelines.steps.labels.training_set import (
+    ClassBalance,
     PromotionBlock,
+    class_balance,
+    class_balances,
     count_splits,
     encode_rows,
     keep_negatives,
@@ -350,3 +353,24 @@ def test_the_same_seed_draws_the_same_negatives(spark: SparkSession) -> None:
         {row.device_id for row in rows.where(keep_negatives(seed, 0.5)).collect()} for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+# --- how rare conversions are -------------------------------------------------------------------------
+
+
+def test_the_base_rate_counts_the_negatives_that_were_not_kept() -> None:
+    splits = [
+        {"day": DAY, "split": TRAIN, "rows": 30, "positives": 10},  # 20 of 200 negatives were kept
+        {"day": DAY, "split": TEST, "rows": 50, "positives": 10},
+        {"day": days_after(30), "split": TEST, "rows": 20, "positives": 2},
+    ]
+
+    assert class_balance(splits, 0.1) == ClassBalance(100, 22, 22 / (30 + 180 + 50 + 20))
+    assert class_balances(splits, 0.1) == {
+        str(DAY): ClassBalance(80, 20, 20 / (30 + 180 + 50)),
+        str(days_after(30)): ClassBalance(20, 2, 0.1),
+    }
+
+
+def test_no_rows_have_a_base_rate_of_nothing() -> None:
+    assert class_balance([], 1.0) == ClassBalance(0, 0, 0.0)

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.small_project import FIRST_DAY, SCORED_DAY, Chain, SmallProject
+from tests.small_project import FIRST_DAY, LAST_DAY, SCORED_DAY, Chain, SmallProject, day_keys
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 240
@@ -38,6 +38,22 @@ CHECKS = """{ assetNodeOrError(assetKey: {path: ["car_buyers", "segments"]}) { .
         name blocking executionForLatestMaterialization { status evaluation { success } }
     } } }
 } } }"""
+DAILY_ROWS = """{ assetOrError(assetKey: {path: ["daily_fields"]}) { ... on Asset {
+    assetMaterializations(limit: 100) {
+        partition metadataEntries { label ... on IntMetadataEntry { intValue } }
+    }
+} } }"""
+TOKENS = """{ assetOrError(assetKey: {path: ["feature_tokens"]}) { ... on Asset {
+    assetMaterializations(limit: 1) { metadataEntries {
+        label
+        ... on TableSchemaMetadataEntry { schema { columns { name type description } } }
+        ... on TableColumnLineageMetadataEntry {
+            lineage { columnName columnDeps { assetKey { path } columnName } }
+        }
+        ... on TableMetadataEntry { table { records } }
+    } }
+} } }"""
+ASSETS = """{ assetNodes { assetKey { path } kinds opVersion description } }"""
 LAUNCH = """mutation { launchPipelineExecution(executionParams: {
     selector: {
         repositoryLocationName: "audience_factory", repositoryName: "__repository__",
@@ -159,6 +175,43 @@ def test_the_checks_of_the_segments_show_as_passed(ui: str) -> None:
     assert {check["name"] for check in checks if not check["blocking"]} == own
     passed = {"status": "SUCCEEDED", "evaluation": {"success": True}}
     assert all(execution == passed for execution in shown.values())
+
+
+def test_each_day_of_a_range_run_shows_its_own_rows(chain: Chain, ui: str) -> None:
+    shown = {
+        each["partition"]: {entry["label"]: entry.get("intValue") for entry in each["metadataEntries"]}
+        for each in ask(ui, DAILY_ROWS)
+    }
+
+    rows = {day: entries["dagster/row_count"] for day, entries in shown.items()}
+    lake = chain.project.lake
+    assert rows == {day: lake.partition("daily_fields", day).rows for day in day_keys(FIRST_DAY, LAST_DAY)}
+    assert len(set(rows.values())) > 1
+    assert sum(rows.values()) == lake.snapshot("daily_fields", list(rows)).rows
+
+
+def test_a_table_shows_its_columns_where_they_come_from_and_a_sample(ui: str) -> None:
+    [materialization] = ask(ui, TOKENS)
+    shown = {entry["label"]: entry for entry in materialization["metadataEntries"]}
+
+    columns = {each["name"]: each for each in shown["dagster/column_schema"]["schema"]["columns"]}
+    assert columns.keys() == {"device_id", "day", "last_event_time", "apps", "device_model", "device_name"}
+    assert columns["apps"]["type"] == "array<string>"
+    assert columns["apps"]["description"].startswith("Tokens of `app_package` in the last 3 days (package)")
+    lineage = {each["columnName"]: each["columnDeps"] for each in shown["dagster/column_lineage"]["lineage"]}
+    assert lineage["apps"] == [{"assetKey": {"path": ["daily_fields"]}, "columnName": "apps"}]
+    records = [json.loads(record) for record in shown["sample"]["table"]["records"]]
+    assert len(records) == 5
+    assert {record["device_id"] for record in records} == {f"device {number}" for number in range(1, 6)}
+    assert any("com." in record["apps"] for record in records)
+
+
+def test_every_asset_shows_its_kinds_its_code_version_and_its_description(ui: str) -> None:
+    nodes = {"/".join(node["assetKey"]["path"]): node for node in ask(ui, ASSETS)}
+
+    assert [name for name, node in nodes.items() if not (node["opVersion"] and node["description"])] == []
+    assert set(nodes["car_buyers/predictions"]["kinds"]) == {"spark", "parquet"}
+    assert set(nodes["bike_buyers/deliveries"]["kinds"]) == {"parquet"}
 
 
 def test_the_schedules_show_as_off(ui: str) -> None:

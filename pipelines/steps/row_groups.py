@@ -15,6 +15,7 @@ from pipelines.steps.errors import DataError
 
 ROWS_PER_TASK = 131_072
 """Small row groups are read together up to this many rows; one row group is never split."""
+BUFFER_BYTES = 1 << 16
 UNREADABLE = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError)
 """What PyArrow raises for a damaged file; the last two for a column's name in a damaged footer."""
 
@@ -94,6 +95,24 @@ def read_row_group(row_group: RowGroup, columns: Sequence[str]) -> pa.Table:
             expected=f"{row_group.rows} rows of {list(columns)}",
             remedy="run again",
         )
+    return table
+
+
+def read_first_rows(file: Path, columns: Sequence[str], rows: int) -> pa.Table:
+    """The first rows of a Parquet file, without reading on; of the columns named, those that it has.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        # Buffered, or else whole column chunks are read first.
+        with pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as opened:
+            schema = opened.schema_arrow
+            known = [name for name in columns if name in schema.names]
+            batch = next(opened.iter_batches(rows, columns=known), None)
+        table = pa.Table.from_batches([batch] if batch else [], pa.schema([schema.field(n) for n in known]))
+    except UNREADABLE as error:
+        raise _unreadable(str(file), error) from error
     return table
 
 

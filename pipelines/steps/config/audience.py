@@ -25,6 +25,7 @@ from pipelines.steps.config.values import (
     DestinationPath,
     Identifier,
     OneOrMore,
+    Owner,
     Predicate,
     Section,
     Share,
@@ -182,6 +183,7 @@ class Audience(Section):
         file: Where it was read from.
         name: Of the audience; the name of the file where the key is left out.
         description: For people.
+        owner: Whom to ask: an e-mail address, or `team:` and a name. That of fields.yaml where left out.
         label: What counts as a conversion.
         horizon_days: How many days after the as-of day a conversion counts.
         as_of_days: The days to train on; each must lie early enough for its horizon to be over.
@@ -195,6 +197,7 @@ class Audience(Section):
     file: Path = Field(validation_alias=FILE_KEY)
     name: Identifier
     description: str = ""
+    owner: Owner | None = None
     label: Label
     horizon_days: int = Field(ge=1, le=365)
     as_of_days: AsOfDays

@@ -25,6 +25,7 @@ from pipelines.steps.config.values import (
     Identifier,
     Normalizer,
     OneOrMore,
+    Owner,
     Predicate,
     Section,
     expanded_path,
@@ -40,6 +41,10 @@ RESERVED_FIELD_NAMES = frozenset(
     {*EVENT_COLUMNS, "as_of", "events", "last_event_time", "label", "split", "probability"}
 )
 """Columns that stand beside the fields in some table of the chain."""
+
+
+MIN_DEVICES = 5
+"""Devices on which a token must be seen before it is stored, unless the field says otherwise."""
 
 
 class EventSource(Section):
@@ -123,7 +128,7 @@ class FieldSpec(Section):
     column: Column
     kind: Literal["single", "multi"]
     normalizer: Normalizer
-    min_devices: int = Field(default=5, ge=1)
+    min_devices: int = Field(default=MIN_DEVICES, ge=1)
     max_vocabulary: int = Field(default=50_000, ge=1)
     max_length: int = Field(default=100, ge=1)
 
@@ -168,12 +173,14 @@ class FieldsConfig(Section):
 
     Attributes:
         file: Where it was read from.
+        owner: Whom to ask: an e-mail address, or `team:` and a name.
         events: The source.
         window_days: Look-back of every feature, the as-of day included.
         fields: In the order of the file. In YAML a mapping from name to field.
     """
 
     file: Path = Field(validation_alias=FILE_KEY)
+    owner: Owner | None = None
     events: EventSource
     window_days: int = Field(ge=1, le=365)
     fields: Annotated[OneOrMore[FieldSpec], BeforeValidator(_named_fields)]

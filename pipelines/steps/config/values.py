@@ -38,6 +38,8 @@ BYTES_BELOW_A_DESTINATION = 512
 """Room for an audience's, a segment's and a day's folder, and for the file."""
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+_EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,7}")
+_TEAM = re.compile(r"team:[A-Za-z0-9_-]+")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^{}]*))?\}")
 
 
@@ -83,6 +85,12 @@ def _normalizer(name: str) -> str:
     raise problem(
         f"one of {', '.join(NORMALIZER_NAMES)}", closest(name, NORMALIZER_NAMES) or "use one of these"
     )
+
+
+def _owner(owner: str) -> str:
+    if _TEAM.fullmatch(owner) or _EMAIL.fullmatch(owner):
+        return owner
+    raise problem("an e-mail address, or team: and a name, as in team:growth", "write it like that")
 
 
 # --- paths ----------------------------------------------------------------------------------------
@@ -166,6 +174,7 @@ def _all_or_columns(value: object) -> object:
 
 Identifier = Annotated[str, AfterValidator(_identifier)]
 Column = Annotated[str, Field(min_length=1)]
+Owner = Annotated[str, AfterValidator(_owner)]
 Day = Annotated[date, BeforeValidator(_day)]
 Predicate = Annotated[str, AfterValidator(checked_condition)]
 Written = Annotated[str, BeforeValidator(_written)]

@@ -19,7 +19,9 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, StringType
 
-from pipelines.steps.config.fields import EventSource
+from pipelines.steps.config.fields import MIN_DEVICES, EventSource
+from pipelines.steps.config.label_values import label_columns
+from pipelines.steps.config.project import Project
 from pipelines.steps.config.values import DAY_PLACEHOLDER
 from pipelines.steps.errors import DataError
 from pipelines.steps.events.event_files import EventFile, all_files, files_of_days, find_columns, spellings
@@ -29,11 +31,52 @@ from pipelines.steps.events.event_names import (
     OUR_COLUMNS,
     RAW,
     REASON,
+    named_columns,
     quoted,
     source_columns,
     stored_name,
 )
 from pipelines.steps.events.event_rows import FILE_PATH, MISTYPED, RAW_ID, column_type, read_rows
+from pipelines.steps.table_columns import Shown, TableColumn
+
+
+def table_columns(project: Project) -> dict[str, TableColumn]:
+    """The columns of `app_events` that are always there; raw ones that no file names are beside them."""
+    source, everything = project.fields.events, Shown.EVERYTHING
+    ours = {
+        "device_id": TableColumn(
+            "string",
+            f"Whom the event is about: `{source.id_column}`, normalized ({source.id_normalizer}).",
+            shown=Shown.NUMBERS,
+        ),
+        "event_time": TableColumn(
+            "timestamp", f"When it happened, UTC: `{source.time_column}`.", shown=Shown.HOURS
+        ),
+        "day": TableColumn("date", "The UTC day of the event time.", shown=everything),
+        COPIES: TableColumn("bigint", "Raw rows that this event stands for.", shown=everything),
+    }
+    raw = {
+        stored_name(column): TableColumn(
+            None,
+            f"The raw column `{column}`, as it came{_readers(project, column)}.",
+            shown=Shown.COMMON_VALUES,
+            min_devices=_min_devices(project, column),
+        )
+        for column in (*named_columns(project), *source_columns(source))
+    }
+    return ours | {name: column for name, column in raw.items() if name not in ours}
+
+
+def _readers(project: Project, column: str) -> str:
+    fields = [f"field {field.name}" for field in project.fields.fields if field.column == column]
+    labels = [f"label of {each.name}" for each in project.audiences if column in label_columns(each.label)]
+    return f"; read by {', '.join([*fields, *labels])}" if fields or labels else ""
+
+
+def _min_devices(project: Project, column: str) -> int:
+    """Devices that must share a raw value before it is shown: as its fields say, or the strictest of all."""
+    fields = [field.min_devices for field in project.fields.fields if field.column == column]
+    return max(fields or [MIN_DEVICES, *(field.min_devices for field in project.fields.fields)])
 
 
 def read_raw_events(

@@ -8,6 +8,7 @@ from pyspark.sql import functions as F
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.events.event_names import quoted, stored_name
 from pipelines.steps.events.event_rows import text
+from pipelines.steps.table_columns import Shown, TableColumn, device_id
 
 
 def event_columns(fields: Sequence[FieldSpec]) -> list[str]:
@@ -15,6 +16,36 @@ def event_columns(fields: Sequence[FieldSpec]) -> list[str]:
     return list(
         dict.fromkeys(["device_id", "day", "event_time", *(stored_name(field.column) for field in fields)])
     )
+
+
+def table_columns(fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
+    """The columns of `daily_fields`."""
+
+    def values(field: FieldSpec) -> TableColumn:
+        order = "the newest first" if field.kind == "single" else "in lexical order"
+        column = stored_name(field.column)
+        return TableColumn(
+            "array<string>",
+            f"Distinct raw values of `{field.column}` on the day, {order}.",
+            {"app_events": ["event_time", column] if field.kind == "single" else [column]},
+            Shown.COMMON_VALUES,
+            field.min_devices,
+        )
+
+    def from_events(column: str) -> dict[str, list[str]]:
+        return {"app_events": [column]}
+
+    return {
+        "device_id": device_id("app_events"),
+        "day": TableColumn("date", "The UTC day.", from_events("day"), Shown.EVERYTHING),
+        "events": TableColumn(
+            "bigint", "Events of the device on the day.", from_events("device_id"), Shown.EVERYTHING
+        ),
+        "last_event_time": TableColumn(
+            "timestamp", "The newest of them, UTC.", from_events("event_time"), Shown.HOURS
+        ),
+        **{field.name: values(field) for field in fields},
+    }
 
 
 def aggregate_days(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:

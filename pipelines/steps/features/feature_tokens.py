@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.features.normalize import normalize_values
 from pipelines.steps.row_groups import ROWS_PER_TASK
+from pipelines.steps.table_columns import Shown, TableColumn, device_id
 
 PARQUET_OPTIONS = {
     # What one task scores: small enough to be retried cheaply, large enough that a look-up of its tokens is.
@@ -48,6 +49,34 @@ def window(as_of: date, window_days: int, first_day: date) -> list[date]:
     """The days of one window, oldest first; those before `first_day` do not exist."""
     days = (as_of - timedelta(days=back) for back in reversed(range(window_days)))
     return [day for day in days if day >= first_day]
+
+
+def table_columns(fields: Sequence[FieldSpec], window_days: int) -> dict[str, TableColumn]:
+    """The columns of `feature_tokens`."""
+
+    def tokens(field: FieldSpec) -> TableColumn:
+        which = "the newest" if field.kind == "single" else f"at most {field.max_length}, of most days first"
+        return TableColumn(
+            "array<string>",
+            f"Tokens of `{field.column}` in the last {window_days} days ({field.normalizer}): {which}.",
+            {"daily_fields": [field.name]},
+            Shown.COMMON_VALUES,
+            field.min_devices,
+        )
+
+    return {
+        "device_id": device_id("daily_fields"),
+        "day": TableColumn(
+            "date", "The as-of day, the last of the window.", {"daily_fields": ["day"]}, Shown.EVERYTHING
+        ),
+        "last_event_time": TableColumn(
+            "timestamp",
+            "The newest event of the window, UTC.",
+            {"daily_fields": ["last_event_time"]},
+            Shown.HOURS,
+        ),
+        **{field.name: tokens(field) for field in fields},
+    }
 
 
 def collect_tokens(

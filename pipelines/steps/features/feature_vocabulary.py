@@ -25,6 +25,7 @@ from pipelines.steps.features.encoded_rows import (
     Ragged,
     offsets_of,
 )
+from pipelines.steps.table_columns import TableColumn
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -241,12 +242,45 @@ def fit_vocabulary(
     known = {field.name: field.tokens for field in previous.fields} if previous else {}
     fitted = []
     for field in fields:
-        mine = counts.filter(
-            (pc.field("field") == field.name) & (pc.field("devices") >= field.min_devices)
-        ).sort_by([("devices", "descending"), ("token", "ascending")])
+        mine = _common_tokens(counts, field)
         old = known.get(field.name, ())
         seen = set(old)
         new = [token for token in mine.column("token").to_pylist() if token not in seen]
         room = max(0, field.max_vocabulary - len(old))
         fitted.append(FieldVocabulary(field.name, field.max_length, (*old, *new[:room])))
     return Vocabulary(tuple(fitted))
+
+
+def table_columns(fields: Sequence[str]) -> dict[str, TableColumn]:
+    """The columns of the vocabulary, had it been a table."""
+    return {
+        "field": TableColumn("string", "The field."),
+        "token": TableColumn(
+            "string", "A token that enough devices share.", {"feature_tokens": list(fields)}
+        ),
+        "id": TableColumn("int", f"Its id, for good: {RESERVED_IDS} is the first of a field."),
+    }
+
+
+def show_tokens(
+    counts: pa.Table, fields: Sequence["FieldSpec"], vocabulary: Vocabulary, most: int = 5
+) -> list[dict[str, str]]:
+    """The tokens of each field that most devices share, for people; none seen on too few this time."""
+    known = {field.name: field.tokens for field in vocabulary.fields}
+    return [
+        {
+            "field": field.name,
+            "token": each["token"],
+            "id": str(known[field.name].index(each["token"]) + RESERVED_IDS),
+            "devices": str(each["devices"]),
+        }
+        for field in fields
+        for each in _common_tokens(counts, field).slice(0, most).to_pylist()
+        if each["token"] in known[field.name]
+    ]
+
+
+def _common_tokens(counts: pa.Table, field: "FieldSpec") -> pa.Table:
+    """The tokens of a field on enough devices, those on most devices first."""
+    enough = (pc.field("field") == field.name) & (pc.field("devices") >= field.min_devices)
+    return counts.filter(enough).sort_by([("devices", "descending"), ("token", "ascending")])

@@ -1,6 +1,6 @@
 """Labelled, encoded rows: as-of snapshots × devices, labels strictly after the as-of day."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,9 +10,12 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, IntegerType, StructType
 
 from pipelines.steps.config.audience import Audience
-from pipelines.steps.config.label_values import conversion_predicate
+from pipelines.steps.config.fields import FieldSpec
+from pipelines.steps.config.label_values import conversion_predicate, label_columns
+from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import PROMOTION, TEST, TRAIN, VALIDATION
+from pipelines.steps.labels.training_rows import PROMOTION, SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from pipelines.steps.table_columns import Shown, TableColumn, audience_name, device_id
 
 SAMPLE_GRAIN = 1_000_000
 """Negatives are drawn to a millionth."""
@@ -73,6 +76,39 @@ def build_rows(
     labelled = label_devices(feature_tokens, events, predicate, audience.horizon_days)
     kept = keep_negatives(training.seed, training.negatives_kept)
     return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
+
+
+def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
+    """The columns of `training_set`."""
+    label, everything = label_columns(audience.label), Shown.EVERYTHING
+
+    def ids(field: FieldSpec) -> TableColumn:
+        return TableColumn(
+            "array<int>",
+            f"Ids of the tokens of `{field.name}`; {MISSING_ID}: there is none, {UNKNOWN_ID}: unknown.",
+            {"feature_tokens": [field.name], "feature_vocabulary": ["token", "id"]},
+            Shown.COMMON_VALUES,
+            field.min_devices,
+        )
+
+    return {
+        "device_id": device_id("feature_tokens"),
+        "day": TableColumn("date", "The as-of day.", {"feature_tokens": ["day"]}, everything),
+        "label": TableColumn(
+            "tinyint",
+            f"1 where the device converts within {audience.horizon_days} days after the as-of day, else 0.",
+            {"app_events": list(dict.fromkeys(["device_id", "event_time", *label]))},
+            everything,
+        ),
+        "split": TableColumn(
+            "tinyint",
+            ", ".join(f"{number}: {name}" for number, name in sorted(SPLIT_NAMES.items())),
+            {"feature_tokens": ["device_id"]},
+            everything,
+        ),
+        **{field.name: ids(field) for field in fields},
+        "audience": audience_name(),
+    }
 
 
 def keep_negatives(seed: int, share: float) -> Column:
@@ -159,7 +195,45 @@ def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
     return narrow.mapInArrow(encode, schema)
 
 
-def count_splits(rows: DataFrame) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class ClassBalance:
+    """How rare conversions are.
+
+    Attributes:
+        rows: Rows kept.
+        positives: Those labelled 1.
+        base_rate: Share of positives among all devices, the negatives that were not kept included.
+    """
+
+    rows: int
+    positives: int
+    base_rate: float
+
+
+def class_balances(splits: Iterable[Mapping[str, Any]], negatives_kept: float) -> dict[str, ClassBalance]:
+    """The balance of each as-of day.
+
+    Args:
+        splits: What `count_splits` found.
+        negatives_kept: The share of the TRAIN rows labelled 0 that was kept.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for split in splits:
+        found.setdefault(str(split["day"]), []).append(split)
+    return {day: class_balance(parts, negatives_kept) for day, parts in found.items()}
+
+
+def class_balance(splits: Sequence[Mapping[str, Any]], negatives_kept: float) -> ClassBalance:
+    """The balance of some splits together; 0 of no rows."""
+    rows, positives = (sum(split[name] for split in splits) for name in ("rows", "positives"))
+    devices = positives + sum(
+        (split["rows"] - split["positives"]) / (negatives_kept if split["split"] == TRAIN else 1)
+        for split in splits
+    )
+    return ClassBalance(rows, positives, positives / devices if devices else 0.0)
+
+
+def count_splits(rows: DataFrame) -> list[dict[str, Any]]:
     """Rows, positives and label rate per as-of day and split, in order."""
     counts = rows.groupBy("day", "split").agg(
         F.count("*").alias("rows"), F.sum("label").alias("positives"), F.avg("label").alias("label_rate")

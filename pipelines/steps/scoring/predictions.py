@@ -20,6 +20,7 @@ from pipelines.steps.row_groups import (
     require_columns,
 )
 from pipelines.steps.scoring.scoring_threads import count_threads, limit_threads, require_threads
+from pipelines.steps.table_columns import Shown, TableColumn, audience_name, device_id
 
 SCORED = "audience string, device_id string, day date, probability float"
 """Columns of what is scored."""
@@ -30,6 +31,21 @@ ENCODED_ROWS = 32_768
 vocabulary, and Spark's own batches hold 10,000 rows at most."""
 OUTPUT_ROWS = 32_768
 """Rows handed to Spark at once, at most: they are copied into its heap."""
+
+
+def table_columns(fields: Sequence[str]) -> dict[str, TableColumn]:
+    """The columns of `predictions`; a champion may have been trained on fewer fields than there are."""
+    return {
+        "audience": audience_name(),
+        "device_id": device_id("feature_tokens"),
+        "day": TableColumn("date", "The as-of day.", {"feature_tokens": ["day"]}, Shown.EVERYTHING),
+        "probability": TableColumn(
+            "float",
+            "How likely the device is to convert within the horizon, says the champion.",
+            {"feature_tokens": list(fields)},
+            Shown.EVERYTHING,
+        ),
+    }
 
 
 @lru_cache(maxsize=32)

@@ -15,11 +15,22 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.steps.errors import DataError
+from pipelines.steps.table_columns import Shown, TableColumn, device_id
 
 COLUMNS = ["device_id", "probability"]
 OUR_FILE = re.compile(r"devices-[0-9a-f]{12}\.(csv|parquet)")
 """The names that delivered files have; whatever has another name is somebody else's."""
 READ_BYTES = 1 << 20
+
+
+def table_columns() -> dict[str, TableColumn]:
+    """The columns of a delivered file."""
+    return {
+        "device_id": device_id("segments"),
+        "probability": TableColumn(
+            "float", "That of the segment.", {"segments": ["probability"]}, Shown.EVERYTHING
+        ),
+    }
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,25 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.steps.config.audience import SegmentSpec
+from pipelines.steps.table_columns import Shown, TableColumn, audience_name, device_id
+
+
+def table_columns() -> dict[str, TableColumn]:
+    """The columns of `segments`."""
+    return {
+        "audience": audience_name(),
+        "segment": TableColumn(
+            "string",
+            "The segment, by its name; a device may be in several.",
+            {"predictions": ["probability"]},
+            Shown.EVERYTHING,
+        ),
+        "day": TableColumn("date", "The as-of day.", {"predictions": ["day"]}, Shown.EVERYTHING),
+        "device_id": device_id("predictions"),
+        "probability": TableColumn(
+            "float", "That of the predictions.", {"predictions": ["probability"]}, Shown.EVERYTHING
+        ),
+    }
 
 
 def withheld_segments(
