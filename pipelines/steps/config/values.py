@@ -4,7 +4,8 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
+from glob import escape as escape_glob
 from pathlib import Path
 from posixpath import normpath
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,6 +25,10 @@ from pipelines.steps.config.problems import closest, problem, unknown_key
 
 DAY_PLACEHOLDER = "{day}"
 ISO_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+OLDEST = "oldest"
+"""`first_day` of events that lie by day: the oldest day there is a folder or file of."""
+FIRST_DAY_KEY = "first_day"
+"""In the context of an audience's validation: events.first_day of fields.yaml."""
 
 NORMALIZER_NAMES: tuple[str, ...] = ("text", "device_name", "device_model", "package")
 NORMALIZER_NAMES += ("code", "words", "log_bucket", "identity")
@@ -37,6 +42,7 @@ MAX_PATH_BYTES = 4096
 BYTES_BELOW_A_DESTINATION = 512
 """Room for an audience's, a segment's and a day's folder, and for the file."""
 
+_AFTER_FIRST_DAY = re.compile(r"first_day\s*\+\s*(\d{1,5})")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^{}]*))?\}")
 
@@ -64,6 +70,35 @@ def _day(value: object) -> object:
         except ValueError as error:
             raise problem("a day of the calendar", f"correct the day: {error}") from error
     raise problem("a day such as 2025-01-31", "write the day as YYYY-MM-DD")
+
+
+def _first_day(value: object, info: ValidationInfo) -> object:
+    """The day as written; or the oldest there is at the path, and yesterday as long as there is none."""
+    if value != OLDEST:
+        return _day(value)
+    path = info.data.get("path")
+    if path is not None and DAY_PLACEHOLDER not in path:
+        raise problem(
+            f"a day such as 2025-01-31: `{OLDEST}` needs a path with {DAY_PLACEHOLDER}",
+            f"write the day as YYYY-MM-DD, or say in `path` where each day has its folder: {DAY_PLACEHOLDER}",
+        )
+    return (oldest_day(path) if path else None) or today() - timedelta(days=1)
+
+
+def _as_of_day(value: object, info: ValidationInfo) -> object:
+    """The day as written, or so many days after the first day of events."""
+    first_day = (info.context or {}).get(FIRST_DAY_KEY)
+    match = _AFTER_FIRST_DAY.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match and first_day:
+        return first_day + timedelta(days=int(match[1]))
+    if isinstance(value, date) or (isinstance(value, str) and ISO_DAY.fullmatch(value)):
+        return _day(value)
+    raise problem("a day such as 2025-01-31, or such as first_day + 59", "write the day as YYYY-MM-DD")
+
+
+def today() -> date:
+    """The day it is, in UTC."""
+    return datetime.now(UTC).date()
 
 
 def _written(value: object) -> str:
@@ -109,6 +144,27 @@ def expanded_path(path: str) -> str:
         raise problem("a home directory that exists, after ~", "write the path out", found=path) from error
     _check_path(absolute, path, MAX_PATH_BYTES)
     return absolute
+
+
+def existing_paths(path: str) -> list[Path]:
+    """What lies at an expanded path; with `{day}`, what lies there of each day, oldest first."""
+    if DAY_PLACEHOLDER not in path:
+        return [Path(path)] if Path(path).exists() else []
+    root = Path(path).anchor
+    pattern = escape_glob(path.removeprefix(root)).replace(DAY_PLACEHOLDER, "????-??-??")
+    return sorted(Path(root).glob(pattern))
+
+
+def oldest_day(path: str) -> date | None:
+    """The oldest day that an expanded path with `{day}` holds something of."""
+    named = re.compile(re.escape(path).replace(re.escape(DAY_PLACEHOLDER), f"({ISO_DAY.pattern})"))
+    for place in existing_paths(path):
+        if match := named.fullmatch(str(place)):
+            try:
+                return date.fromisoformat(match[1])
+            except ValueError:  # 2025-02-30: a folder of no day
+                continue
+    return None
 
 
 def _variable_value(match: re.Match[str]) -> str:
@@ -167,6 +223,8 @@ def _all_or_columns(value: object) -> object:
 Identifier = Annotated[str, AfterValidator(_identifier)]
 Column = Annotated[str, Field(min_length=1)]
 Day = Annotated[date, BeforeValidator(_day)]
+FirstDay = Annotated[date, BeforeValidator(_first_day)]
+AsOfDay = Annotated[date, BeforeValidator(_as_of_day)]
 Predicate = Annotated[str, AfterValidator(checked_condition)]
 Written = Annotated[str, BeforeValidator(_written)]
 """A value as the file has it: `1.10`, `007`, `NO`; what it means depends on its column."""
