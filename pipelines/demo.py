@@ -94,10 +94,10 @@ def main(arguments: Sequence[str] | None = None, today: date | None = None) -> i
         arguments: Of the command line.
         today: The day it is; else that of the clock, in UTC.
     """
-    started, options = time.monotonic(), _parse(arguments)
+    started, options = time.monotonic(), parse(arguments)
     try:
         with lock_demo(DATA[options.world]):
-            demo = _prepare(options, today or datetime.now(UTC).date())
+            demo = prepare(options, today or datetime.now(UTC).date())
             _run(demo)
     except AudienceFactoryError as error:
         sys.stderr.write(f"\nerror: {error}\n")
@@ -123,7 +123,8 @@ def _run(demo: Demo) -> None:
         spark.stop()
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.demo", description="Runs the whole chain and prints what came of it."
     )
@@ -142,7 +143,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace, today: date) -> Demo:
+def prepare(options: argparse.Namespace, today: date) -> Demo:
     """Makes the input and sets what `pipelines.definitions` reads."""
     if options.world == "simulated":
         return _prepare_simulated(options, today)
@@ -217,7 +218,7 @@ def _close_killed_runs(instance: dg.DagsterInstance) -> None:
 
 
 def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
-    from pipelines.definitions import defs  # reads the environment that _prepare has set
+    from pipelines.definitions import defs  # reads the environment that prepare has set
 
     source = demo.project.fields.events
     explicit = {
@@ -226,7 +227,7 @@ def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
         if not isinstance(a.as_of_days, RollingDays)
         for day in a.as_of_days
     }
-    chain = _Chain(defs, instance)
+    chain = Chain(defs, instance)
     for first, last in split_range(source.first_day, demo.last_day):
         chain.run("ingestion_job", f"events of {first} to {last}", first=first, last=last)
     for day in sorted(explicit):
@@ -250,7 +251,7 @@ def _repository() -> RemoteRepositoryOrigin:
     return RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME)
 
 
-class _Chain:
+class Chain:
     """Runs jobs in process, one after another, and prints each step as it ends."""
 
     def __init__(self, definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:

@@ -62,6 +62,10 @@ def _identifier(name: str) -> str:
 
 
 def _day(value: object) -> object:
+    return _written_day(value, "a day such as 2025-01-31")
+
+
+def _written_day(value: object, expected: str) -> object:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
     if isinstance(value, str) and ISO_DAY.fullmatch(value):
@@ -69,13 +73,13 @@ def _day(value: object) -> object:
             return date.fromisoformat(value)
         except ValueError as error:
             raise problem("a day of the calendar", f"correct the day: {error}") from error
-    raise problem("a day such as 2025-01-31", "write the day as YYYY-MM-DD")
+    raise problem(expected, "write the day as YYYY-MM-DD")
 
 
 def _first_day(value: object, info: ValidationInfo) -> object:
     """The day as written; or the oldest there is at the path, and yesterday as long as there is none."""
     if value != OLDEST:
-        return _day(value)
+        return _written_day(value, f"a day such as 2025-01-31, or `{OLDEST}`")
     path = info.data.get("path")
     if path is not None and DAY_PLACEHOLDER not in path:
         raise problem(
@@ -91,9 +95,7 @@ def _as_of_day(value: object, info: ValidationInfo) -> object:
     match = _AFTER_FIRST_DAY.fullmatch(value.strip()) if isinstance(value, str) else None
     if match and first_day:
         return first_day + timedelta(days=int(match[1]))
-    if isinstance(value, date) or (isinstance(value, str) and ISO_DAY.fullmatch(value)):
-        return _day(value)
-    raise problem("a day such as 2025-01-31, or such as first_day + 59", "write the day as YYYY-MM-DD")
+    return _written_day(value, "a day such as 2025-01-31, or such as first_day + 59")
 
 
 def today() -> date:
