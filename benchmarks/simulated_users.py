@@ -34,7 +34,8 @@ def write_users(folder: Path, devices: int, seed: int) -> Path:
         The folder, with `id`, `label` and a list of tokens per field in users.parquet.
     """
     days = LOOK_BACK_DAYS + HORIZON_DAYS
-    world = WorldConfig(devices=devices, days=days, events=EVENTS_PER_DEVICE * devices, seed=seed)
+    per_day = EVENTS_PER_DEVICE * devices // days
+    world = WorldConfig(devices=devices, days=days, events_per_day=per_day, seed=seed)
     simulate_world(world, folder / WORLD_FOLDER)
     events = ds.dataset(folder / WORLD_FOLDER / EVENTS_FOLDER, format="parquet").to_table()
     events = events.append_column("id", pc.utf8_lower(pc.utf8_trim_whitespace(events["device_id"])))

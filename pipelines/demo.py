@@ -9,22 +9,34 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import dagster as dg
 import pandas as pd
 import pyarrow.parquet as pq
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.execution.api import execute_run
+from dagster._core.remote_origin import RemoteRepositoryOrigin
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    MAX_RETRIES_TAG,
+    PARENT_RUN_ID_TAG,
+)
+from dagster._core.workspace.load import location_origins_from_yaml_paths
 from pyspark.sql import SparkSession
 
 from assets.partitions import keys_of, split_range
 from pipelines.demo_lock import lock_demo
+from pipelines.simulate import world_dir
 from pipelines.simulated_world.config import WorldConfig
-from pipelines.simulated_world.world import attainable_auc, rank_auc, simulate_world
+from pipelines.simulated_world.world import TRUTH_FILE, attainable_auc, plan_world, rank_auc, simulate_world
 from pipelines.steps.config.audience import Audience, RollingDays
 from pipelines.steps.config.label_values import conversion_predicate
 from pipelines.steps.config.project import Project, load_project
@@ -39,10 +51,15 @@ from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
 
-SCORED_DAYS = {"simulated": date(2025, 5, 30), "retail": date(2011, 11, 8)}
-"""The newest day whose whole horizon lies within the events, so that the segment can be measured."""
+RETAIL_SCORED_DAY = date(2011, 11, 8)
+"""The newest day whose whole horizon lies within the transactions, so that the segment can be measured."""
 DATA = {"simulated": Path("data"), "retail": Path("data/online_retail")}
 RUN_TAG = "audience_factory/demo"
+RUN_TAGS = {
+    RUN_TAG: "true",
+    MAX_RETRIES_TAG: "0",
+}  # the daemon, where one runs, leaves a failed run to the demo
+WORKSPACE = Path(__file__).parent.parent / "workspace.yaml"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -53,21 +70,34 @@ class Demo:
     Attributes:
         project: Its configuration.
         data: Directory of lake, models and deliveries.
-        scored_day: The day to score and deliver.
+        last_day: The last day of events to use.
+        scored_day: The newest day whose whole horizon lies within them: its scores are compared with what
+            happened.
+        newest_day: A day to score and deliver as the daily schedule does; None where events ended years ago.
+        truth: Who would buy with what chance, where somebody knows.
         ui_command: What opens the UI on this history.
     """
 
     project: Project
     data: Path
+    last_day: date
     scored_day: date
+    newest_day: date | None
+    truth: Path | None
     ui_command: str
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    started, options = time.monotonic(), _parse(arguments)
+def main(arguments: Sequence[str] | None = None, today: date | None = None) -> int:
+    """Runs the demo asked for; returns the process's exit status.
+
+    Args:
+        arguments: Of the command line.
+        today: The day it is; else that of the clock, in UTC.
+    """
+    started, options = time.monotonic(), parse(arguments)
     try:
         with lock_demo(DATA[options.world]):
-            demo = _prepare(options)
+            demo = prepare(options, today or datetime.now(UTC).date())
             _run(demo)
     except AudienceFactoryError as error:
         sys.stderr.write(f"\nerror: {error}\n")
@@ -93,42 +123,81 @@ def _run(demo: Demo) -> None:
         spark.stop()
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.demo", description="Runs the whole chain and prints what came of it."
     )
     worlds = parser.add_subparsers(dest="world", required=True)
     simulated = worlds.add_parser("simulated", help="on a simulated world of mobile SDK events")
-    simulated.add_argument("--devices", type=int, default=20_000, help="devices (default: %(default)s)")
-    simulated.add_argument("--events", type=int, default=3_000_000, help="raw events (default: %(default)s)")
-    simulated.add_argument("--seed", type=int, default=7, help="of the world (default: %(default)s)")
+    usual = WorldConfig()
+    simulated.add_argument(
+        "--devices", type=int, default=usual.devices, help="devices (default: %(default)s)"
+    )
+    simulated.add_argument(
+        "--events-per-day", type=int, default=usual.events_per_day, help="raw events (default: %(default)s)"
+    )
+    simulated.add_argument("--seed", type=int, default=usual.seed, help="of the world (default: %(default)s)")
     retail = worlds.add_parser("retail", help="on the transactions of a real shop")
     retail.add_argument("--data", type=Path, required=True, help="path of online_retail/events.parquet")
     return parser.parse_args(arguments)
 
 
-def _prepare(options: argparse.Namespace) -> Demo:
+def prepare(options: argparse.Namespace, today: date) -> Demo:
     """Makes the input and sets what `pipelines.definitions` reads."""
-    data = DATA[options.world]
     if options.world == "simulated":
-        audiences, home, command = Path("audiences"), Path("dagster_home"), "make ui"
-        config = WorldConfig(devices=options.devices, events=options.events, seed=options.seed)
-        simulate_world(config, data / "world", _say)
-    else:
-        if not options.data.is_file():
-            raise DataError(
-                f"there is no file {options.data}",
-                found="nothing",
-                expected="the events.parquet of UCI Online Retail",
-                remedy="give its path: make demo-retail DATA=path/to/events.parquet",
-            )
-        audiences, home = Path("examples/online_retail"), Path("dagster_home/online_retail")
-        command = f"make ui-retail DATA={options.data}"
-        os.environ["RETAIL_EVENTS"] = str(options.data.absolute())
+        return _prepare_simulated(options, today)
+    if not options.data.is_file():
+        raise DataError(
+            f"there is no file {options.data}",
+            found="nothing",
+            expected="the events.parquet of UCI Online Retail",
+            remedy="give its path: make demo-retail DATA=path/to/events.parquet",
+        )
+    os.environ["RETAIL_EVENTS"] = str(options.data.absolute())
+    project = _bind(Path("examples/online_retail"), DATA["retail"], Path("dagster_home/online_retail"))
+    return Demo(
+        project,
+        DATA["retail"].absolute(),
+        last_day=RETAIL_SCORED_DAY + _longest_horizon(project),
+        scored_day=RETAIL_SCORED_DAY,
+        newest_day=None,
+        truth=None,
+        ui_command=f"make ui-retail DATA={options.data}",
+    )
+
+
+def _prepare_simulated(options: argparse.Namespace, today: date) -> Demo:
+    """The world until yesterday: a new one, or that of a former demo gone on."""
+    world = plan_world(
+        world_dir(),
+        today - timedelta(days=1),
+        devices=options.devices,
+        events_per_day=options.events_per_day,
+        seed=options.seed,
+    )
+    simulate_world(world, world_dir(), _say)
+    project = _bind(Path("audiences"), DATA["simulated"], Path("dagster_home"))
+    return Demo(
+        project,
+        DATA["simulated"].absolute(),
+        last_day=world.last_day,
+        scored_day=world.last_day - _longest_horizon(project),
+        newest_day=world.last_day,
+        truth=world_dir() / TRUTH_FILE,
+        ui_command="make ui",
+    )
+
+
+def _bind(audiences: Path, data: Path, home: Path) -> Project:
     os.environ["AUDIENCES_DIR"], os.environ["DATA_DIR"] = str(audiences), str(data)
     os.environ.setdefault("DAGSTER_HOME", str(home.absolute()))
     _make_dagster_home(Path(os.environ["DAGSTER_HOME"]))
-    return Demo(load_project(audiences), data.absolute(), SCORED_DAYS[options.world], command)
+    return load_project(audiences)
+
+
+def _longest_horizon(project: Project) -> timedelta:
+    return timedelta(days=max(audience.horizon_days for audience in project.audiences))
 
 
 def _make_dagster_home(home: Path) -> None:
@@ -143,35 +212,46 @@ def _close_killed_runs(instance: dg.DagsterInstance) -> None:
         tags={RUN_TAG: "true"}, statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
     )
     for run in instance.get_runs(unfinished):
+        if PARENT_RUN_ID_TAG in run.tags:  # started again in the UI, which inherits the demo's tag
+            continue
         instance.report_run_canceled(run, message="the demo that started this run was killed")
 
 
 def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
-    from pipelines.definitions import defs  # reads the environment that _prepare has set
+    from pipelines.definitions import defs  # reads the environment that prepare has set
 
     source = demo.project.fields.events
-    last_day = demo.scored_day + timedelta(days=max(a.horizon_days for a in demo.project.audiences))
     explicit = {
         day
         for a in demo.project.audiences
         if not isinstance(a.as_of_days, RollingDays)
         for day in a.as_of_days
     }
-    chain = _Chain(defs, instance)
-    for first, last in split_range(source.first_day, last_day):
+    chain = Chain(defs, instance)
+    for first, last in split_range(source.first_day, demo.last_day):
         chain.run("ingestion_job", f"events of {first} to {last}", first=first, last=last)
     for day in sorted(explicit):
         chain.run("features_job", f"features as of {day}", first=day, last=day)
     chain.run("training_job", "vocabulary, training set, three models, champion")
-    chain.run(
-        "daily_job",
-        f"{demo.scored_day}, from events to delivery",
-        first=demo.scored_day,
-        last=demo.scored_day,
-    )
+    for day in _days_to_deliver(demo):
+        chain.run("daily_job", f"{day}, from events to delivery", first=day, last=day)
 
 
-class _Chain:
+def _days_to_deliver(demo: Demo) -> list[date]:
+    return [day for day in (demo.scored_day, demo.newest_day) if day]
+
+
+@cache
+def _repository() -> RemoteRepositoryOrigin:
+    """Where the UI finds the jobs: it lists a run below a job only if the run is of that job's code location.
+
+    Dagster gives no public way to say so of a run that it does not launch itself.
+    """
+    [location] = location_origins_from_yaml_paths([str(WORKSPACE)])
+    return RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME)
+
+
+class Chain:
     """Runs jobs in process, one after another, and prints each step as it ends."""
 
     def __init__(self, definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
@@ -185,17 +265,21 @@ class _Chain:
             DataError: A step failed, or a blocking check did.
         """
         _say(f"\n{job}: {title}")
-        run_id, tags = str(uuid.uuid4()), {RUN_TAG: "true"}
+        definition, tags = self._definitions.resolve_job_def(job), dict(RUN_TAGS)
         if first and last:
             tags |= {ASSET_PARTITION_RANGE_START_TAG: str(first), ASSET_PARTITION_RANGE_END_TAG: str(last)}
-        problems: list[str] = []
-        self._instance.add_event_listener(run_id, lambda entry: _show(entry, problems))
-        result = self._definitions.resolve_job_def(job).execute_in_process(
-            instance=self._instance, run_id=run_id, tags=tags, run_config=QUIET, raise_on_error=False
+        run = self._instance.create_run_for_job(
+            definition,
+            run_config=QUIET,
+            tags={**definition.run_tags, **tags},
+            remote_job_origin=_repository().get_job_origin(job),
         )
+        problems: list[str] = []
+        self._instance.add_event_listener(run.run_id, lambda entry: _show(entry, problems))
+        result = execute_run(InMemoryJob(definition), run, self._instance)
         if not result.success:
             raise DataError(
-                f"{job} failed (run {run_id})",
+                f"{job} failed (run {run.run_id})",
                 found="\n".join(problems) or "no step said why",
                 expected="every step and every blocking check to pass",
                 remedy="look at the run in the UI; the same command starts again",
@@ -241,7 +325,7 @@ def _report(demo: Demo, session: SparkSession) -> None:
 
 
 def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSession) -> None:
-    """The scored day's devices, {horizon} days later."""
+    """What became of the scored day's devices by the end of the horizon."""
     key = keys_of([demo.scored_day], audience.name)
     outcome_days = label_days(demo.scored_day, audience.horizon_days)
     events = lake.read(session, "app_events", keys_of(outcome_days))
@@ -254,9 +338,8 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
         f"\n== {audience.name}: {len(rows):,} devices scored on {demo.scored_day}, "
         f"{audience.horizon_days} days later ({rows['label'].mean():.2%} converted) =="
     )
-    truth = demo.data / "world" / "truth.parquet"
-    if truth.exists():
-        known = rows.merge(pq.read_table(truth).to_pandas(), on="device_id")
+    if demo.truth:
+        known = rows.merge(pq.read_table(demo.truth).to_pandas(), on="device_id")
         attainable = attainable_auc(known["daily_hazard"].to_numpy(), known["label"].to_numpy() == 1)
         share = (reached - 0.5) / (attainable - 0.5)
         _say(
@@ -276,9 +359,9 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
 def _report_deliveries(demo: Demo, audience: Audience) -> None:
     destinations = Destinations(root=str(demo.data))
     _say("\ndelivered:")
-    for destination in audience.destinations:
+    for day, destination in product(_days_to_deliver(demo), audience.destinations):
         for segment in audience.segments:
-            place = destinations.place(audience.name, segment.name, str(demo.scored_day), destination)
+            place = destinations.place(audience.name, segment.name, str(day), destination)
             manifest = destinations.published(place)
             if manifest:
                 _say(f"  {place / manifest.file}  ({manifest.rows:,} devices)")

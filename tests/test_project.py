@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.steps.config import values
 from pipelines.steps.config.audience import Label, RollingDays
 from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import ConfigError
@@ -141,6 +142,50 @@ def test_days_may_roll(workplace: Workplace) -> None:
     )
 
     assert workplace.load().audiences[0].as_of_days == RollingDays(count=2, every_days=30)
+
+
+def test_days_may_be_counted_from_the_first_day_of_events(workplace: Workplace) -> None:
+    workplace.replace('as_of_days:\n  - "2025-03-01"', "as_of_days:\n  - first_day + 59\n  - first_day+3")
+
+    as_of_days = workplace.load().audiences[0].as_of_days
+
+    assert as_of_days == (date(2025, 1, 4), date(2025, 2, 1), date(2025, 3, 1))
+
+
+def test_the_first_day_may_be_the_oldest_that_is_there(workplace: Workplace) -> None:
+    workplace.replace("first_day: 2025-01-01", "first_day: oldest")
+    workplace.replace("2025-02-01", "first_day + 1")
+    for folder in ("day=2025-01-09", "day=2025-01-08", "day=2025-01-0x", "day=0000-00-00", "elsewhere"):
+        (workplace.root / "events" / folder).mkdir(parents=True)
+
+    project = workplace.load()
+
+    assert project.fields.events.first_day == date(2025, 1, 8)
+    assert project.audiences[0].as_of_days == (date(2025, 1, 9), date(2025, 3, 1))
+
+
+def test_the_oldest_day_is_yesterday_as_long_as_there_is_none(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "today", lambda: date(2025, 1, 9))
+    workplace.replace("first_day: 2025-01-01", "first_day: oldest")
+
+    assert workplace.load().fields.events.first_day == date(2025, 1, 8)
+
+
+def test_the_oldest_day_needs_a_path_that_names_days(workplace: Workplace) -> None:
+    workplace.replace("day={day}", "all.parquet")
+    workplace.replace("first_day: 2025-01-01", "first_day: oldest")
+
+    with pytest.raises(ConfigError) as caught:
+        workplace.load()
+
+    assert str(caught.value) == (
+        "audiences/fields.yaml: `events.first_day`\n"
+        "  found:    'oldest'\n"
+        "  expected: a day such as 2025-01-31: `oldest` needs a path with {day}\n"
+        "  remedy:   write the day as YYYY-MM-DD, or say in `path` where each day has its folder: {day}"
+    )
 
 
 def test_audiences_are_named_by_file_or_key_and_sorted(workplace: Workplace) -> None:
@@ -333,6 +378,13 @@ def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
          "as_of_days[1]", "'2025-02-30'", "a day of the calendar", "correct the day"),
         ("2025-02-01", "1 February", "as_of_days[1]", "'1 February'", "such as 2025-01-31", "YYYY-MM-DD"),
         ("2025-02-01", "20250201", "as_of_days[1]", "20250201", "such as 2025-01-31", "YYYY-MM-DD"),
+        ("2025-02-01", "first_day - 3", "as_of_days[1]", "'first_day - 3'", "first_day + 59", "YYYY-MM-DD"),
+        ("2025-02-01", "-90", "as_of_days[1]", "-90", "first_day + 59", "YYYY-MM-DD"),
+        ("2025-02-01", "first_day + 0",
+         "as_of_days", "2025-01-01", "after events.first_day", "choose another day"),
+        ("2025-02-01", "first_day + 59", "as_of_days", "2025-03-01 twice", "each one once", "take one out"),
+        ("first_day: 2025-01-01", "first_day: yesterday",
+         "events.first_day", "'yesterday'", "such as 2025-01-31, or `oldest`", "YYYY-MM-DD"),
         ("2025-02-01", "2025-03-01", "as_of_days", "2025-03-01 twice", "each one once", "take one out"),
         ("2025-02-01", "2025-01-01",
          "as_of_days", "2025-01-01", "after events.first_day", "choose another day"),

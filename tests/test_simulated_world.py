@@ -21,11 +21,12 @@ from pipelines.simulated_world import rules, world
 from pipelines.simulated_world.config import GENERATOR_VERSION, SimulationError, WorldConfig
 from pipelines.simulated_world.files import EVENT_SCHEMA
 from pipelines.simulated_world.population import propensity
-from pipelines.simulated_world.world import attainable_auc, rank_auc, simulate_world
+from pipelines.simulated_world.world import attainable_auc, plan_world, rank_auc, simulate_world
 from pipelines.steps.errors import DataError
 
-TINY = WorldConfig(devices=100, days=5, events=2_000, first_day=date(2025, 2, 26), seed=3)
-SMALL = WorldConfig(devices=1_500, days=60, events=60_000, seed=11)
+TINY = WorldConfig(devices=100, days=5, events_per_day=400, first_day=date(2025, 2, 26), seed=3)
+SMALL = WorldConfig(devices=1_500, days=60, events_per_day=1_000, seed=11)
+TODAY = date(2026, 11, 25)  # a Wednesday
 WINDOW_DAYS = 30
 SINGLE_TOKEN_AUC_BOUND = 0.70
 """The best token reaches 0.66 at 20,000 devices; here chance has its part too."""
@@ -34,7 +35,7 @@ STANDARD_ERRORS = 4
 
 
 def read_events(root: Path) -> pd.DataFrame:
-    files = sorted((root / world.EVENTS_FOLDER).glob("day=*/part-0.parquet"))
+    files = sorted((root / world.EVENTS_FOLDER).glob("day=*/*.parquet"))
     tables = [
         pq.ParquetFile(file).read().append_column("day", pa.array([file.parent.name[4:]] * rows, pa.string()))
         for file in files
@@ -90,22 +91,129 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path
 
 
 def test_rows_days_and_schema_are_those_asked_for(root: Path, events: pd.DataFrame) -> None:
-    assert len(events) == SMALL.events
-    days = [(SMALL.first_day + timedelta(days=index)).isoformat() for index in range(SMALL.days)]
+    expected = SMALL.events_per_day * SMALL.days
+    assert len(events) == pytest.approx(expected, abs=STANDARD_ERRORS * np.sqrt(expected))
+    days = [(SMALL.first_day + timedelta(days=index)).isoformat() for index in range(SMALL.days + 1)]
     folders = sorted(path.name for path in (root / world.EVENTS_FOLDER).iterdir())
     assert folders == [f"day={day}" for day in days]
-    assert pq.read_schema(root / "events" / folders[0] / "part-0.parquet") == EVENT_SCHEMA
+    assert pq.read_schema(root / "events" / folders[0] / "part-1.parquet") == EVENT_SCHEMA
     assert (events["received_at"].dt.strftime("%Y-%m-%d") == events["day"]).all()
 
 
-def test_a_day_without_events_still_has_its_file(tmp_path: Path) -> None:
-    sparse = WorldConfig(devices=50, days=200, events=60, seed=1)
+def test_a_day_without_events_still_has_its_files(tmp_path: Path) -> None:
+    sparse = WorldConfig(devices=50, days=20, events_per_day=1, seed=1)
     simulate_world(sparse, tmp_path / "world")
-    files = sorted((tmp_path / "world" / "events").glob("day=*/part-0.parquet"))
+    files = sorted((tmp_path / "world" / "events").glob("day=*/part-1.parquet"))
     rows = [pq.read_metadata(file).num_rows for file in files]
-    assert len(rows) == 200
+    assert len(rows) == 20
     assert min(rows) == 0
-    assert sum(rows) == 60
+    assert 0 < sum(rows) < 40
+
+
+# --- A world goes on ---
+
+
+def test_a_world_that_goes_on_equals_one_made_at_once(tmp_path: Path) -> None:
+    """Late arrivals included: those of the first days' events that arrive on the days added."""
+    grown, at_once = tmp_path / "grown", tmp_path / "at_once"
+    simulate_world(replace(TINY, days=2), grown)
+    before = file_bytes(grown)
+    for days in (3, 9):
+        assert simulate_world(replace(TINY, days=days), grown)
+    simulate_world(replace(TINY, days=9), at_once)
+
+    assert file_bytes(grown) == file_bytes(at_once)
+    assert {name for name, content in file_bytes(grown).items() if before.get(name, content) != content} == {
+        world.WORLD_FILE
+    }
+
+
+def test_a_world_is_not_cut_short(tmp_path: Path) -> None:
+    out, lines = tmp_path / "world", []
+    simulate_world(TINY, out)
+    before = file_bytes(out)
+
+    assert not simulate_world(replace(TINY, days=3), out, lines.append)
+
+    assert file_bytes(out) == before
+    assert lines == [f"{out} already holds this world, until 2025-03-02: nothing to do"]
+
+
+def test_a_world_that_was_killed_while_it_went_on_is_completed(tmp_path: Path) -> None:
+    out, at_once = tmp_path / "world", tmp_path / "at_once"
+    simulate_world(TINY, out)
+    stored = (out / world.WORLD_FILE).read_bytes()
+    simulate_world(replace(TINY, days=9), out)
+    at_once = file_bytes(out)
+    (out / world.WORLD_FILE).write_bytes(stored)  # which is written last
+    (out / "events/day=2025-03-03/part-1.parquet").write_bytes(b"torn")
+    (out / "events/day=2025-03-06/part-1.parquet").unlink()
+
+    assert simulate_world(replace(TINY, days=9), out)
+
+    assert file_bytes(out) == at_once
+
+
+def test_a_shifted_world_has_the_same_content(tmp_path: Path) -> None:
+    weeks = timedelta(weeks=5)
+    simulate_world(TINY, tmp_path / "one")
+    simulate_world(replace(TINY, first_day=TINY.first_day + weeks), tmp_path / "shifted")
+    one, shifted = read_events(tmp_path / "one"), read_events(tmp_path / "shifted")
+
+    for column in ("event_time", "received_at"):
+        shifted[column] -= weeks
+    pd.testing.assert_frame_equal(one.drop(columns="day"), shifted.drop(columns="day"))
+
+
+def test_a_day_is_complete_two_hours_after_midnight(tmp_path: Path) -> None:
+    """What arrives later is late: the last day's accepted events do not change as the world goes on."""
+
+    def in_time(days: int) -> pd.DataFrame:
+        simulate_world(replace(TINY, days=days), tmp_path / str(days))
+        events = read_events(tmp_path / str(days))
+        delay = events["received_at"] - events["event_time"]
+        last = events["event_time"].dt.date == TINY.last_day
+        return events[last & (delay <= pd.Timedelta(hours=2))].reset_index(drop=True)
+
+    assert len(in_time(TINY.days)) > 300
+    pd.testing.assert_frame_equal(in_time(TINY.days), in_time(TINY.days + 6))
+
+
+@pytest.mark.parametrize("weekday", range(7))
+def test_a_new_world_ends_on_the_day_asked_for_and_begins_on_a_wednesday(
+    tmp_path: Path, weekday: int
+) -> None:
+    last_day = TODAY + timedelta(days=weekday)
+
+    planned = plan_world(tmp_path / "world", last_day)
+
+    assert planned.last_day == last_day
+    assert planned.first_day.weekday() == WorldConfig.first_day.weekday() == 2
+    assert planned.days == 240 + (last_day - date(2026, 11, 26)).days % 7
+    assert planned == replace(WorldConfig(), first_day=planned.first_day, days=planned.days)
+
+
+def test_a_world_that_is_there_keeps_its_first_day_and_its_numbers(tmp_path: Path) -> None:
+    simulate_world(TINY, tmp_path / "world")
+    later = TINY.last_day + timedelta(days=30)
+
+    assert plan_world(tmp_path / "world", later) == replace(TINY, days=35)
+    assert plan_world(tmp_path / "world", later, devices=100, seed=3) == replace(TINY, days=35)
+    assert plan_world(tmp_path / "world", TINY.first_day) == TINY
+    other = plan_world(tmp_path / "world", TODAY, devices=200)
+    assert (other.devices, other.first_day, other.seed) == (200, date(2026, 3, 25), WorldConfig.seed)
+
+
+def test_a_world_of_another_version_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "world"
+    simulate_world(TINY, out)
+    stored = json.loads((out / world.WORLD_FILE).read_text())
+    old = {"devices": 100, "days": 5, "events": 2_000, "first_day": "2025-02-26", "seed": 3}
+    (out / world.WORLD_FILE).write_text(json.dumps({"generator_version": 2, "config": old}))
+
+    assert world.stored_world(out) is None
+    assert simulate_world(TINY, out)
+    assert json.loads((out / world.WORLD_FILE).read_text()) == stored
 
 
 def test_a_killed_run_leaves_the_old_world_and_the_next_run_cleans_up(tmp_path: Path) -> None:
@@ -114,12 +222,13 @@ def test_a_killed_run_leaves_the_old_world_and_the_next_run_cleans_up(tmp_path: 
     before = file_bytes(out)
 
     def killed(line: str) -> None:
-        if "drawn" in line:
+        if "devices" in line:
             unfinished.mkdir()
             (unfinished / "half").write_text("written")
             raise KeyboardInterrupt
 
     unfinished = tmp_path / ".world.unfinished"
+    (tmp_path / ".world.replaced").mkdir()
     with pytest.raises(KeyboardInterrupt):
         simulate_world(replace(TINY, seed=4), out, killed)
     assert file_bytes(out) == before
@@ -136,8 +245,9 @@ def test_a_directory_that_is_not_a_world_is_never_replaced(tmp_path: Path) -> No
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_damaged_world_file_is_reported(tmp_path: Path) -> None:
-    (tmp_path / world.WORLD_FILE).write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", '{"generator_version": 3, "config": {"days": 5}}'])
+def test_a_damaged_world_file_is_reported(tmp_path: Path, content: str) -> None:
+    (tmp_path / world.WORLD_FILE).write_text(content)
     with pytest.raises(SimulationError, match="damaged"):
         simulate_world(TINY, tmp_path)
 
@@ -147,8 +257,8 @@ def test_a_damaged_world_file_is_reported(tmp_path: Path) -> None:
     [
         ({"devices": 1}, "devices"),
         ({"days": 0}, "days"),
-        ({"events": 0}, "events"),
-        ({"events": 1_000}, "events"),  # fewer than the car purchases of 20,000 devices need
+        ({"events_per_day": 0}, "events"),
+        ({"events_per_day": 99}, "events"),  # fewer than the car purchases of 20,000 devices need
         ({"seed": -1}, "seed"),
         ({"first_day": date(1, 1, 1)}, "first day"),
     ],
@@ -318,7 +428,7 @@ def test_many_weak_tokens_together_tell_who_buys(tmp_path: Path) -> None:
     At the default size it reaches 0.81 of what is attainable (AUC above one half), with half of the
     devices to learn from; here there are fewer.
     """
-    config = WorldConfig(devices=8_000, days=120, events=600_000, seed=2)
+    config = WorldConfig(devices=8_000, days=120, events_per_day=5_000, seed=2)
     simulate_world(config, tmp_path / "world")
     events = read_events(tmp_path / "world")
     truth = pq.read_table(tmp_path / "world" / world.TRUTH_FILE).to_pandas()
@@ -364,37 +474,73 @@ def test_an_auc_needs_both_outcomes() -> None:
 
 # --- Command line ---
 
+SMALL_WORLD = ["--devices", "100", "--events-per-day", "400", "--first-day", "2026-11-20"]
 
-def test_the_command_does_nothing_the_second_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--out", str(tmp_path / "world"), "--devices", "100", "--days", "5", "--events", "2000"]
-    assert main(arguments) == 0
-    assert "world written to" in capsys.readouterr().out
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    stored = json.loads((tmp_path / "world" / "world.json").read_text())
-    assert stored == {
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command writes unless it is told otherwise."""
+    monkeypatch.setenv("WORLD_DIR", str(tmp_path / "world"))
+    return tmp_path / "world"
+
+
+def test_the_command_ends_yesterday_and_does_nothing_the_second_time(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(SMALL_WORLD, TODAY) == 0
+    assert f"2026-11-20 to 2026-11-24 are in {out}" in capsys.readouterr().out
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert json.loads((out / "world.json").read_text()) == {
         "generator_version": GENERATOR_VERSION,
-        "config": {"devices": 100, "days": 5, "events": 2_000, "first_day": "2025-01-01", "seed": 7},
+        "config": {"devices": 100, "events_per_day": 400, "first_day": "2026-11-20", "days": 5, "seed": 7},
     }
-    assert main(arguments) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == stamps
+    for again in (SMALL_WORLD, [], ["--until", "today"], ["--until", "2026-11-21"]):
+        assert main(again, TODAY) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps
 
 
-def test_the_command_replaces_another_world(tmp_path: Path) -> None:
-    out = tmp_path / "world"
-    assert main(["--out", str(out), "--devices", "100", "--days", "5", "--events", "2000"]) == 0
-    assert main(["--out", str(out), "--devices", "100", "--days", "4", "--events", "2000"]) == 0
-    assert len(list((out / "events").iterdir())) == 4
+@pytest.mark.parametrize(
+    ("until", "today"), [("today", date(2026, 11, 28)), ("2026-11-27", date(2026, 12, 24))]
+)
+def test_the_command_adds_days(out: Path, until: str, today: date) -> None:
+    main(SMALL_WORLD, TODAY)
+
+    assert main(["--until", until], today) == 0
+
+    assert world.stored_world(out) == WorldConfig(100, 400, date(2026, 11, 20), days=8)
 
 
-def test_the_command_explains_what_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--out", str(tmp_path / "world"), "--days", "0"]) == 2
+def test_the_command_replaces_another_world(out: Path) -> None:
+    assert main(SMALL_WORLD, TODAY) == 0
+    assert main([*SMALL_WORLD, "--until", "2026-11-21", "--seed", "8"], TODAY) == 0
+    assert sorted(path.name for path in (out / "events").iterdir()) == [
+        "day=2026-11-20",
+        "day=2026-11-21",
+        "day=2026-11-22",
+    ]
+
+
+def test_the_command_explains_what_it_refuses(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--devices", "0"], TODAY) == 2
     assert "remedy:" in capsys.readouterr().err
-    assert not (tmp_path / "world").exists()
+    assert main(["--until", "2026-11-25"], TODAY) == 2
+    assert capsys.readouterr().err == (
+        "2026-11-25 has not ended\n"
+        "  found:    --until 2026-11-25, and it is 2026-11-25 (UTC)\n"
+        "  expected: a day that is over: 2026-11-24 or one before it\n"
+        "  remedy:   --until today takes the last of them; tomorrow brings one more\n"
+    )
+    assert main(["--until", "2026-11-19", "--first-day", "2026-11-20"], TODAY) == 2
+    assert "no world ends before it begins" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--until", "tomorrow"], TODAY)
+    assert "'tomorrow' is no day such as 2025-01-31, nor `today`" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_command_runs_as_a_module() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "pipelines.simulate", "--help"], capture_output=True, text=True, check=True
     )
-    assert "--first-day" in shown.stdout
+    assert "--until" in shown.stdout

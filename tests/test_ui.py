@@ -15,8 +15,10 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import dagster as dg
 import pytest
 
+from pipelines import demo
 from tests.small_project import FIRST_DAY, LAST_DAY, SCORED_DAY, Chain, SmallProject, day_keys
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +30,16 @@ LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries {
     name loadStatus locationOrLoadError { __typename ... on PythonError { message } }
 } } } }"""
 RUNS = """{ runsOrError { ... on Runs { results { jobName status } } } }"""
+TIMELINE = """{ runsOrError(filter: {statuses: [SUCCESS, FAILURE, CANCELED], updatedAfter: %f}, limit: 500) {
+    ... on Runs { results { id repositoryOrigin { repositoryName repositoryLocationName } } }
+} }"""
+RUNS_OF_JOBS = """{ repositoryOrError(
+    repositorySelector: {repositoryName: "__repository__", repositoryLocationName: "audience_factory"}
+) { ... on Repository { pipelines { name runs(limit: 5) { id } } } } }"""
+RUNS_OF_A_JOB = """{ runsOrError(filter: {
+    pipelineName: "features_job",
+    tags: [{key: ".dagster/repository", value: "__repository__@audience_factory"}]
+}) { ... on Runs { results { id status tags { key value } } } } }"""
 SEGMENTS = """{ assetOrError(assetKey: {path: ["car_buyers", "segments"]}) { ... on Asset {
     assetMaterializations(limit: 1) {
         partition metadataEntries { label ... on IntMetadataEntry { intValue } }
@@ -131,10 +143,22 @@ def ask(address: str, query: str) -> Any:
     return data
 
 
+def run_as_the_demo_does(instance: dg.DagsterInstance) -> None:
+    """Runs a job named like one of ours; where the UI lists it depends on no more of it."""
+
+    @dg.asset
+    def nothing_much() -> None: ...
+
+    job = dg.define_asset_job("features_job", [nothing_much])
+    demo.Chain(dg.Definitions([nothing_much], jobs=[job]), instance).run("features_job", "one of a demo")
+
+
 @pytest.fixture(scope="module")
 def ui(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a webserver on the history of the small project's chain."""
+    """The address of a webserver on the history of the small project's chain, and of one run of a demo."""
     home = shutil.copytree(chain.home, tmp_path_factory.mktemp("ui") / "dagster_home")
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        run_as_the_demo_does(instance)
     with serving("dagster_webserver", ["-w", "workspace.yaml"], home, chain.project) as address:
         yield address
 
@@ -149,8 +173,22 @@ def test_the_location_loads(ui: str) -> None:
 def test_the_runs_are_there(chain: Chain, ui: str) -> None:
     runs = ask(ui, RUNS)
 
-    assert [run["status"] for run in runs] == ["SUCCESS"] * len(chain.results)
+    assert [run["status"] for run in runs] == ["SUCCESS"] * (len(chain.results) + 1)
     assert {run["jobName"] for run in runs} == {"ingestion_job", "features_job", "training_job", "daily_job"}
+
+
+def test_a_run_of_the_demo_is_on_the_timeline_and_below_its_job(ui: str) -> None:
+    """There the UI shows runs of its code location only; those of the chain were made without one."""
+    [run] = ask(ui, RUNS_OF_A_JOB)
+    timeline = ask(ui, TIMELINE % (time.time() - 3_600))
+    jobs = {job["name"]: job["runs"] for job in ask(ui, RUNS_OF_JOBS)}
+
+    location = {"repositoryName": "__repository__", "repositoryLocationName": "audience_factory"}
+    assert [each["id"] for each in timeline if each["repositoryOrigin"] == location] == [run["id"]]
+    assert jobs["features_job"] == [{"id": run["id"]}]
+    assert jobs["daily_job"] == []
+    assert run["status"] == "SUCCESS"
+    assert {"key": demo.RUN_TAG, "value": "true"} in run["tags"]
 
 
 def test_the_segments_show_their_sizes(chain: Chain, ui: str) -> None:

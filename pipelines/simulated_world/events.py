@@ -1,5 +1,6 @@
 """What the devices send, and what happens to it on the way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,9 @@ from pipelines.simulated_world.rules import (
     Ints,
 )
 
+EVENTS_SEED = 2
+"""Place of the events among the children of a world's seed, after those of catalogue and population."""
+
 
 @dataclass(frozen=True)
 class Events:
@@ -63,19 +67,35 @@ class Events:
     def take(self, rows: Ints) -> "Events":
         return Events(**{name: column[rows] for name, column in vars(self).items()})
 
+    def arriving(self, start_us: int, end_us: int) -> "Events":
+        """Those received from one moment on and before another, of events in the order of arrival."""
+        first, end = np.searchsorted(self.received_us, [start_us, end_us])
+        return self.take(np.arange(first, end))
 
-def draw_events(
-    config: WorldConfig, catalogue: Catalogue, population: Population, rng: np.random.Generator
-) -> Events:
-    """All rows of the world, sorted by arrival."""
-    duplicates = round(config.events * DUPLICATE_SHARE)
-    cars = rng.poisson(population.daily_hazard * config.days)
-    counts = rng.multinomial(config.events - duplicates, population.activity / population.activity.sum())
+
+def in_order_of_arrival(parts: Sequence[Events]) -> Events:
+    """All events together; those received at one moment stay as they are given."""
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    return Events(**columns).take(np.argsort(columns["received_us"], kind="stable"))
+
+
+def draw_day(config: WorldConfig, catalogue: Catalogue, population: Population, index: int) -> Events:
+    """What happens on one day, in the order of arrival.
+
+    The seed and the index alone decide on it: a world that goes on keeps the days it has.
+
+    Args:
+        config: The world; how many days it has does not matter.
+        catalogue: What there is.
+        population: Who acts.
+        index: Of the day, the first day's being 0.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(EVENTS_SEED, index)))
+    distinct = config.events_per_day * (1 - DUPLICATE_SHARE)
+    usual = distinct * population.activity / population.activity.sum()
+    cars = rng.poisson(population.daily_hazard)
     # Cars take the place of other events: else frequent buyers would send more events than others.
-    # Where a device has too few to replace, random others make room, so that the total stays.
-    owed = int(np.maximum(cars - counts, 0).sum())
-    counts = np.maximum(counts - cars, 0)
-    counts -= rng.multivariate_hypergeometric(counts, owed, method="marginals")
+    counts = rng.poisson(np.maximum(usual - population.daily_hazard, 0))
     every_device = np.arange(config.devices, dtype=np.int32)
     device = np.concatenate([np.repeat(every_device, cars), np.repeat(every_device, counts)])
     rows = len(device)
@@ -83,7 +103,7 @@ def draw_events(
     kind = rng.choice(len(EVENT_NAMES), rows, p=EVENT_SHARES).astype(np.int8)
     kind[is_car] = PURCHASE
 
-    event_us, received_us = _draw_times(config, rows, rng)
+    event_us, received_us = _draw_times(config.start_us(index), rows, rng)
     # A car purchase is never lost: no future or missing time, no missing or zero id.
     future = (rng.random(rows) < FUTURE_SHARE) & ~is_car
     ahead = rng.integers(FUTURE_MIN_US, FUTURE_MAX_US, int(future.sum()))
@@ -100,31 +120,24 @@ def draw_events(
         campaign=_draw_campaigns(catalogue, population, device, kind, rng),
         product=_draw_products(population, device, kind, is_car, rng),
     )
-    repeated = rng.integers(0, rows, duplicates)
-    arrivals = np.concatenate([received_us, received_us[repeated]])
-    order = np.argsort(arrivals, kind="stable")
-    return clean.take(np.concatenate([np.arange(rows), repeated])[order])
+    repeated = np.flatnonzero(rng.random(rows) < DUPLICATE_SHARE / (1 - DUPLICATE_SHARE))
+    return in_order_of_arrival([clean, clean.take(repeated)])
 
 
-def _draw_times(config: WorldConfig, rows: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def _draw_times(start_us: int, rows: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """Event times by the day's rhythm, and arrivals: soon, hours late or days late."""
     seconds = np.arange(0, 24 * 3_600 + 1, 60.0)
     phase = (seconds / 3_600 - BUSIEST_HOUR_UTC) / 24 * 2 * np.pi
     cumulative = np.cumsum(1 + NIGHT_DEPTH * np.cos(phase)) - (1 + NIGHT_DEPTH * np.cos(phase[0]))
     moment = np.interp(rng.random(rows), cumulative / cumulative[-1], seconds * SECOND_US)
-    moment = np.minimum(moment.astype(np.int64), DAY_US - 1)
-    event_us = config.start_us + rng.integers(0, config.days, rows) * DAY_US + moment
+    event_us = start_us + np.minimum(moment.astype(np.int64), DAY_US - 1)
 
     lateness = rng.random(rows)
     days_late = lateness < DAYS_LATE_SHARE
     hours_late = (lateness >= DAYS_LATE_SHARE) & (lateness < DAYS_LATE_SHARE + HOURS_LATE_SHARE)
     shortest = np.where(days_late, DAY_US, np.where(hours_late, NORMAL_DELAY_US, 0))
     longest = np.where(days_late, DAYS_LATE_MAX_US, np.where(hours_late, HOURS_LATE_MAX_US, NORMAL_DELAY_US))
-    share = rng.random(rows)
-    delay = (shortest + share * (longest - shortest)).astype(np.int64)
-    # What would arrive after the world's end arrives before it instead: no purchase goes unrecorded.
-    remaining = config.start_us + config.days * DAY_US - event_us
-    delay = np.where(delay < remaining, delay, (share * remaining).astype(np.int64))
+    delay = (shortest + rng.random(rows) * (longest - shortest)).astype(np.int64)
     return event_us, event_us + delay
 
 

@@ -1,22 +1,18 @@
-"""The events' files: codes become strings, each day gets its folder."""
+"""The events' files: codes become strings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.simulated_world.catalogue import Catalogue
-from pipelines.simulated_world.config import WorldConfig
 from pipelines.simulated_world.events import Events
 from pipelines.simulated_world.population import Population
 from pipelines.simulated_world.rules import (
     CAR,
-    DAY_US,
     EVENT_NAMES,
     MISSING_SPELLINGS,
     OTHER_PRODUCTS,
@@ -94,24 +90,15 @@ def _full_width(text: str) -> str:
     return text.translate({code: code + offset for code in range(first, last + 1)})
 
 
-def write_events(
-    config: WorldConfig, events: Events, spellings: Spellings, folder: Path, progress: Callable[[str], None]
-) -> None:
-    """One directory per day of arrival, an empty file where nothing arrived."""
-    starts = config.start_us + np.arange(config.days + 1) * DAY_US
-    bounds = np.searchsorted(events.received_us, starts)
-    for index in range(config.days):
-        day = config.first_day + timedelta(days=index)
-        day_folder = folder / f"day={day.isoformat()}"
-        day_folder.mkdir(parents=True)
-        rows = np.arange(bounds[index], bounds[index + 1])
-        table = _day_table(events.take(rows), spellings)
-        pq.write_table(table, day_folder / "part-0.parquet", compression="zstd")
-        if (index + 1) % 60 == 0:
-            progress(f"{index + 1} of {config.days} days written")
+def write_events(events: Events, spellings: Spellings, file: Path) -> None:
+    """Writes one file whole, or not at all: it is made beside the events and moved to them."""
+    unfinished = file.parent.parent / f".{file.parent.name}.{file.name}"
+    pq.write_table(_table(events, spellings), unfinished, compression="zstd")
+    file.parent.mkdir(exist_ok=True)
+    unfinished.replace(file)
 
 
-def _day_table(events: Events, spellings: Spellings) -> pa.Table:
+def _table(events: Events, spellings: Spellings) -> pa.Table:
     columns: list[pa.Array[Any]] = []
     for name in EVENT_SCHEMA.names:
         if name == "event_time":

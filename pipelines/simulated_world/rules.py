@@ -136,7 +136,10 @@ HOUR_US = 60 * MINUTE_US
 DAY_US = 24 * HOUR_US
 NORMAL_DELAY_US = 90 * MINUTE_US
 HOURS_LATE_MAX_US = 6 * HOUR_US
-DAYS_LATE_MAX_US = 5 * DAY_US
+DAYS_LATE_MAX = 5
+DAYS_LATE_MAX_US = DAYS_LATE_MAX * DAY_US
+DAY_IS_FINAL_US = 2 * HOUR_US
+"""What has not arrived so long after midnight is late: `max_late_hours` of the demo's fields.yaml."""
 FUTURE_MIN_US, FUTURE_MAX_US = DAY_US, 3 * 365 * DAY_US
 NIGHT_DEPTH = 0.7
 """Depth of the day's rhythm: 0 is none, 1 is nobody awake at the quietest moment."""

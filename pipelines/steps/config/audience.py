@@ -20,8 +20,8 @@ from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
 from pipelines.steps.config.problems import problem
 from pipelines.steps.config.values import (
     FILE_KEY,
+    AsOfDay,
     Column,
-    Day,
     DestinationPath,
     Identifier,
     OneOrMore,
@@ -172,7 +172,7 @@ def _in_order(days: tuple[date, ...]) -> tuple[date, ...]:
     return tuple(sorted(days))
 
 
-ListedDays = Annotated[OneOrMore[Day], AfterValidator(_in_order), Tag("days")]
+ListedDays = Annotated[OneOrMore[AsOfDay], AfterValidator(_in_order), Tag("days")]
 AsOfDays = Annotated[ListedDays | Annotated[RollingDays, Tag("rolling")], Discriminator(_as_of_form)]
 
 
@@ -186,7 +186,8 @@ class Audience(Section):
         owner: Whom to ask: an e-mail address, or `team:` and a name. That of fields.yaml where left out.
         label: What counts as a conversion.
         horizon_days: How many days after the as-of day a conversion counts.
-        as_of_days: The days to train on; each must lie early enough for its horizon to be over.
+        as_of_days: The days to train on; each must lie early enough for its horizon to be over. A day may be
+            written as `first_day + 59`, so many days after events.first_day of fields.yaml.
         training: How the network is trained.
         segments: What to cut from the scored devices.
         deliver_days_without_events: Whether a day on which no event was accepted is delivered all the same,

@@ -22,6 +22,7 @@ from pipelines.steps.config.values import (
     AllOrColumns,
     Column,
     Day,
+    FirstDay,
     Identifier,
     Normalizer,
     OneOrMore,
@@ -65,7 +66,8 @@ class EventSource(Section):
             order is kept.
         filters: Name → Spark SQL condition that a kept row satisfies. Where the condition is null the
             row is rejected, too, for the reason `filter:<name>`.
-        first_day: The first day there is.
+        first_day: The first day there is. Or `oldest`: the oldest that `{day}` of the path is there for, and
+            yesterday as long as there is none.
         last_day: The last day there is; leave it out where events keep coming.
     """
 
@@ -78,7 +80,7 @@ class EventSource(Section):
     id_normalizer: Literal["none", "lower", "integer"] = "none"
     deduplicate_by: AllOrColumns = "all"
     filters: dict[Identifier, Predicate] = Field(default_factory=dict)
-    first_day: Day
+    first_day: FirstDay
     last_day: Day | None = None
 
     @model_validator(mode="before")

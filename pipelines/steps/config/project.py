@@ -3,6 +3,7 @@
 Reading needs neither Spark nor data.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +16,7 @@ from pydantic import (
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig
 from pipelines.steps.config.problems import config_error, shown, shown_path
-from pipelines.steps.config.values import (
-    FILE_KEY,
-)
+from pipelines.steps.config.values import FILE_KEY, FIRST_DAY_KEY
 from pipelines.steps.config.yaml_files import read_yaml
 from pipelines.steps.errors import ConfigError
 
@@ -71,7 +70,8 @@ def load_project(directory: Path) -> Project:
             remedy="copy audiences/car_buyers.yaml of this project and edit it",
         )
     fields = _read(FieldsConfig, fields_path)
-    audiences = sorted((_read(Audience, path) for path in files), key=lambda audience: audience.name)
+    first_day = {FIRST_DAY_KEY: fields.events.first_day}
+    audiences = sorted((_read(Audience, path, first_day) for path in files), key=lambda a: a.name)
     _check_names(audiences)
     for audience in audiences:
         _check_days(audience, fields.events)
@@ -81,7 +81,7 @@ def load_project(directory: Path) -> Project:
 S = TypeVar("S", FieldsConfig, Audience)
 
 
-def _read(model: type[S], path: Path) -> S:
+def _read(model: type[S], path: Path, context: Mapping[str, object] | None = None) -> S:
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise ConfigError(
@@ -92,7 +92,9 @@ def _read(model: type[S], path: Path) -> S:
         )
     defaults = {"name": path.stem} if model is Audience else {}
     try:
-        return model.model_validate(defaults | document | {FILE_KEY: path}, context={"file": path})
+        return model.model_validate(
+            defaults | document | {FILE_KEY: path}, context={"file": path, **(context or {})}
+        )
     except ValidationError as error:
         raise config_error(path, document, error) from error
 

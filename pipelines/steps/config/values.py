@@ -4,7 +4,8 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
+from glob import escape as escape_glob
 from pathlib import Path
 from posixpath import normpath
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,6 +25,10 @@ from pipelines.steps.config.problems import closest, problem, unknown_key
 
 DAY_PLACEHOLDER = "{day}"
 ISO_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+OLDEST = "oldest"
+"""`first_day` of events that lie by day: the oldest day there is a folder or file of."""
+FIRST_DAY_KEY = "first_day"
+"""In the context of an audience's validation: events.first_day of fields.yaml."""
 
 NORMALIZER_NAMES: tuple[str, ...] = ("text", "device_name", "device_model", "package")
 NORMALIZER_NAMES += ("code", "words", "log_bucket", "identity")
@@ -37,6 +42,7 @@ MAX_PATH_BYTES = 4096
 BYTES_BELOW_A_DESTINATION = 512
 """Room for an audience's, a segment's and a day's folder, and for the file."""
 
+_AFTER_FIRST_DAY = re.compile(r"first_day\s*\+\s*(\d{1,5})")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,7}")
 _TEAM = re.compile(r"team:[A-Za-z0-9_-]+")
@@ -58,6 +64,10 @@ def _identifier(name: str) -> str:
 
 
 def _day(value: object) -> object:
+    return _written_day(value, "a day such as 2025-01-31")
+
+
+def _written_day(value: object, expected: str) -> object:
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
     if isinstance(value, str) and ISO_DAY.fullmatch(value):
@@ -65,7 +75,34 @@ def _day(value: object) -> object:
             return date.fromisoformat(value)
         except ValueError as error:
             raise problem("a day of the calendar", f"correct the day: {error}") from error
-    raise problem("a day such as 2025-01-31", "write the day as YYYY-MM-DD")
+    raise problem(expected, "write the day as YYYY-MM-DD")
+
+
+def _first_day(value: object, info: ValidationInfo) -> object:
+    """The day as written; or the oldest there is at the path, and yesterday as long as there is none."""
+    if value != OLDEST:
+        return _written_day(value, f"a day such as 2025-01-31, or `{OLDEST}`")
+    path = info.data.get("path")
+    if path is not None and DAY_PLACEHOLDER not in path:
+        raise problem(
+            f"a day such as 2025-01-31: `{OLDEST}` needs a path with {DAY_PLACEHOLDER}",
+            f"write the day as YYYY-MM-DD, or say in `path` where each day has its folder: {DAY_PLACEHOLDER}",
+        )
+    return (oldest_day(path) if path else None) or today() - timedelta(days=1)
+
+
+def _as_of_day(value: object, info: ValidationInfo) -> object:
+    """The day as written, or so many days after the first day of events."""
+    first_day = (info.context or {}).get(FIRST_DAY_KEY)
+    match = _AFTER_FIRST_DAY.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match and first_day:
+        return first_day + timedelta(days=int(match[1]))
+    return _written_day(value, "a day such as 2025-01-31, or such as first_day + 59")
+
+
+def today() -> date:
+    """The day it is, in UTC."""
+    return datetime.now(UTC).date()
 
 
 def _written(value: object) -> str:
@@ -117,6 +154,27 @@ def expanded_path(path: str) -> str:
         raise problem("a home directory that exists, after ~", "write the path out", found=path) from error
     _check_path(absolute, path, MAX_PATH_BYTES)
     return absolute
+
+
+def existing_paths(path: str) -> list[Path]:
+    """What lies at an expanded path; with `{day}`, what lies there of each day, oldest first."""
+    if DAY_PLACEHOLDER not in path:
+        return [Path(path)] if Path(path).exists() else []
+    root = Path(path).anchor
+    pattern = escape_glob(path.removeprefix(root)).replace(DAY_PLACEHOLDER, "????-??-??")
+    return sorted(Path(root).glob(pattern))
+
+
+def oldest_day(path: str) -> date | None:
+    """The oldest day that an expanded path with `{day}` holds something of."""
+    named = re.compile(re.escape(path).replace(re.escape(DAY_PLACEHOLDER), f"({ISO_DAY.pattern})"))
+    for place in existing_paths(path):
+        if match := named.fullmatch(str(place)):
+            try:
+                return date.fromisoformat(match[1])
+            except ValueError:  # 2025-02-30: a folder of no day
+                continue
+    return None
 
 
 def _variable_value(match: re.Match[str]) -> str:
@@ -176,6 +234,8 @@ Identifier = Annotated[str, AfterValidator(_identifier)]
 Column = Annotated[str, Field(min_length=1)]
 Owner = Annotated[str, AfterValidator(_owner)]
 Day = Annotated[date, BeforeValidator(_day)]
+FirstDay = Annotated[date, BeforeValidator(_first_day)]
+AsOfDay = Annotated[date, BeforeValidator(_as_of_day)]
 Predicate = Annotated[str, AfterValidator(checked_condition)]
 Written = Annotated[str, BeforeValidator(_written)]
 """A value as the file has it: `1.10`, `007`, `NO`; what it means depends on its column."""

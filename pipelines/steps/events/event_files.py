@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from glob import escape as escape_glob
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.steps.config.fields import EventSource
-from pipelines.steps.config.values import DAY_PLACEHOLDER, ISO_DAY
+from pipelines.steps.config.values import DAY_PLACEHOLDER, ISO_DAY, existing_paths
 from pipelines.steps.errors import DataError
 
 HIDDEN = ("_", ".")
@@ -47,7 +46,7 @@ class EventFile:
 
 def all_files(source: EventSource) -> Iterator[EventFile]:
     """Every file of the source, those of the oldest day first."""
-    for base in _existing(source.path):
+    for base in existing_paths(source.path):
         yield from _files(base, source)
 
 
@@ -141,12 +140,3 @@ def _folder_columns(file: Path) -> "Iterator[pa.Field[Any]]":
         name, equals, value = folder.partition("=")
         if equals:
             yield pa.field(name, pa.date32() if ISO_DAY.fullmatch(value) else pa.string())
-
-
-def _existing(path: str) -> list[Path]:
-    """What lies at the path; with `{day}`, what lies there of each day, oldest first."""
-    if DAY_PLACEHOLDER not in path:
-        return [Path(path)] if Path(path).exists() else []
-    root = Path(path).anchor
-    pattern = escape_glob(path.removeprefix(root)).replace(DAY_PLACEHOLDER, "????-??-??")
-    return sorted(Path(root).glob(pattern))
