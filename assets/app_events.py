@@ -32,6 +32,7 @@ from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
 from resources.lake import Lake
 from resources.spark import Spark
+from resources.step_body import step_body
 
 KEY = dg.AssetKey("app_events")
 REJECTED = "rejected_events"
@@ -102,6 +103,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         tags={"stage": "features", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
+    @step_body
     def app_events(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult[None]:
         """Accepted events of the day, each once; the others are counted and quarantined."""
         check_event_columns(project)  # before the JVM starts
@@ -126,6 +128,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         name="app_events_checks",
         specs=check_specs(KEY, [*STORED_CHECKS, *ACCOUNT_CHECKS], daily.partitions),
     )
+    @step_body
     def app_events_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:

@@ -20,6 +20,7 @@ from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
 from resources.lake import Lake
 from resources.spark import Spark
+from resources.step_body import step_body
 
 KEY = dg.AssetKey("feature_tokens")
 
@@ -84,6 +85,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         tags={"stage": "features", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
+    @step_body
     def feature_tokens(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake
     ) -> dg.MaterializeResult[None]:
@@ -114,6 +116,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     @dg.multi_asset_check(
         name="feature_tokens_checks", specs=check_specs(KEY, [*CHECKS, *SHARE_CHECKS], daily.partitions)
     )
+    @step_body
     def feature_tokens_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:

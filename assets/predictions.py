@@ -44,6 +44,7 @@ from resources.model_log import CHAMPION, ModelRecord
 from resources.model_store import ModelStore
 from resources.snapshots import Partition, Snapshot
 from resources.spark import Spark
+from resources.step_body import step_body
 
 PARITY_DEVICES = 2_000
 """Devices scored again by the parity check of a run, about."""
@@ -129,6 +130,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         backfill_policy=daily.backfill,
         pool=SPARK_POOL,
     )
+    @step_body
     def predictions(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
@@ -256,6 +258,7 @@ def _prediction_checks(audience: Audience, daily: Daily) -> dg.AssetChecksDefini
         name=f"{audience.name}_predictions_checks",
         specs=[*check_specs(key, [*ROW_CHECKS, *COUNT_CHECKS], daily.partitions), parity_spec],
     )
+    @step_body
     def prediction_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:

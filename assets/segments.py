@@ -35,6 +35,7 @@ from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.snapshots import Partition, Snapshot, day_of
 from resources.spark import Spark
+from resources.step_body import step_body
 
 ROW_CHECKS = [
     Check(
@@ -96,6 +97,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         tags={"stage": "targeting", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
+    @step_body
     def segments(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
@@ -135,6 +137,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         name=f"{audience.name}_segments_checks",
         specs=[*check_specs(key, ROW_CHECKS, daily.partitions), *own_specs],
     )
+    @step_body
     def segment_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:

@@ -31,6 +31,7 @@ from resources.expectations import Check, Subject, check_specs, evaluate, expect
 from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
+from resources.step_body import step_body
 
 ROW_CHECKS = [
     Check(
@@ -84,6 +85,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         tags={"stage": "labels", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
+    @step_body
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Devices × as-of days, labelled by what happened in the horizon after each."""
         session, vocabulary = spark.session, models.vocabulary()
@@ -122,6 +124,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     @dg.multi_asset_check(
         name=f"{audience.name}_training_set_checks", specs=check_specs(key, [*ROW_CHECKS, *SPLIT_CHECKS])
     )
+    @step_body
     def training_set_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:

@@ -13,6 +13,7 @@ What does not belong here: what the rows mean.
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -29,10 +30,14 @@ from pydantic import Field, PrivateAttr
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.errors import DataError, abridged
+from pipelines.steps.config.settings import how_to_make
+from pipelines.steps.errors import DataError, abridged, day_ranges
+from pipelines.steps.progress import Work, beating, working
 from resources.durable_files import draft_beside, make_directory_durably, sync_directory, write_durably
 from resources.snapshots import Partition, Snapshot, Versions, read_partition
+from resources.spark_jobs import describe_jobs
 
+logger = logging.getLogger(__name__)
 ORPHAN_AGE_SECONDS = 24 * 3600
 """Unnamed data younger than this may belong to a write in progress, or to a reader of the last version."""
 Properties = Mapping[str, Any] | Callable[[str], Mapping[str, Any]]
@@ -62,12 +67,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             found = read_partition(self._pointer(table, key))
         except FileNotFoundError:
-            raise DataError(
-                f"{table} has no partition {key}",
-                found=abridged(self.partition_keys(table)) or "no partition at all",
-                expected=key,
-                remedy=f"materialize {table} for {key} first",
-            ) from None
+            raise self._never_made(table, [key], [key]) from None
         self._see(table, found)
         return found
 
@@ -110,13 +110,10 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         wanted = list(keys)
         missing = sorted(set(wanted) - set(self.partition_keys(table)))
         if missing or not wanted:
-            raise DataError(
-                f"{table} lacks {len(missing)} of the {len(wanted)} partitions asked for",
-                found=abridged(self.partition_keys(table)) or "no partition at all",
-                expected=abridged(missing),
-                remedy=f"materialize {table} for these partitions first (a backfill over the range does it)",
-            )
-        return self.at(table, [self.partition(table, key) for key in wanted])
+            raise self._never_made(table, missing, wanted)
+        snapshot = self.at(table, [self.partition(table, key) for key in wanted])
+        logger.info("reading %s of %s: %s rows", table, day_ranges(wanted), f"{snapshot.rows:,}")
+        return snapshot
 
     def files(self, table: str, keys: Iterable[str]) -> list[Path]:
         """The files of a `snapshot`."""
@@ -172,8 +169,10 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             # Spark's adaptive execution chooses how many tasks. Sorted by the copies: Spark orders what it
             # writes by them, and would drop any other order as useless.
             rows = rows.repartition(*by, *spread).sortWithinPartitions(*directories, *sort)
-        rows.write.options(**(options or {})).partitionBy(*directories).parquet(str(data))
-        written = self._written(table, version, by, schema)
+        with working(f"writing {table} of {day_ranges(keys)}", describe_jobs) as work:
+            rows.write.options(**(options or {})).partitionBy(*directories).parquet(str(data))
+            written = self._written(table, version, by, schema)
+            work.result = f"{sum(partition.rows for partition in written.values()):,} rows"
         unexpected = sorted(set(written) - set(keys))
         if unexpected:
             shutil.rmtree(data)
@@ -200,11 +199,28 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
             for key in keys
         }
-        for partition in partitions.values():
-            self._publish(table, partition)
-            self._see(table, partition)
-        self._remove_orphans(table)
+        self._commit(table, partitions)
         return partitions
+
+    def _commit(self, table: str, partitions: Mapping[str, Partition]) -> None:
+        done: list[str] = []
+        committing = Work(f"committing {table}", lambda: f"{len(done)} of {len(partitions)} partitions")
+        with beating(committing):
+            for key, partition in partitions.items():
+                self._publish(table, partition)
+                self._see(table, partition)
+                done.append(key)
+            self._remove_orphans(table)
+
+    def _never_made(self, table: str, missing: Sequence[str], wanted: Sequence[str]) -> DataError:
+        return DataError(
+            f"{table} of {day_ranges(missing)} was never made"
+            if missing
+            else f"no day of {table} is asked for",
+            found=day_ranges(self.partition_keys(table)) or "no partition at all",
+            expected=day_ranges(wanted) or "a partition at least",
+            remedy=how_to_make(table, missing) if missing else "this is a fault of the step that asks",
+        )
 
     def _see(self, table: str, partition: Partition) -> None:
         if self._seen is not None:
