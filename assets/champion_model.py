@@ -147,6 +147,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             metadata={
                 **challenger.summary(),
                 **_described(choice, promotion, block, chosen.record),
+                "engine": chosen.scorer.manifest.engine,
                 "thresholds": {segment: asdict(cut) if cut else None for segment, cut in thresholds.items()},
                 "card": dg.MetadataValue.md(card.inline()),
                 "card_path": dg.MetadataValue.path(str(models.card(challenger))),
