@@ -129,7 +129,8 @@ def test_a_world_that_goes_on_equals_one_made_at_once(tmp_path: Path) -> None:
 
 
 def test_a_world_is_not_cut_short(tmp_path: Path) -> None:
-    out, lines = tmp_path / "world", []
+    out = tmp_path / "world"
+    lines: list[str] = []
     simulate_world(TINY, out)
     before = file_bytes(out)
 
@@ -140,7 +141,7 @@ def test_a_world_is_not_cut_short(tmp_path: Path) -> None:
 
 
 def test_a_world_that_was_killed_while_it_went_on_is_completed(tmp_path: Path) -> None:
-    out, at_once = tmp_path / "world", tmp_path / "at_once"
+    out = tmp_path / "world"
     simulate_world(TINY, out)
     stored = (out / world.WORLD_FILE).read_bytes()
     simulate_world(replace(TINY, days=9), out)
@@ -173,7 +174,8 @@ def test_a_day_is_complete_two_hours_after_midnight(tmp_path: Path) -> None:
         events = read_events(tmp_path / str(days))
         delay = events["received_at"] - events["event_time"]
         last = events["event_time"].dt.date == TINY.last_day
-        return events[last & (delay <= pd.Timedelta(hours=2))].reset_index(drop=True)
+        kept: pd.DataFrame = events[last & (delay <= pd.Timedelta(hours=2))].reset_index(drop=True)
+        return kept
 
     assert len(in_time(TINY.days)) > 300
     pd.testing.assert_frame_equal(in_time(TINY.days), in_time(TINY.days + 6))

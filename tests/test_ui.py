@@ -150,7 +150,8 @@ def run_as_the_demo_does(instance: dg.DagsterInstance) -> None:
     def nothing_much() -> None: ...
 
     job = dg.define_asset_job("features_job", [nothing_much])
-    demo.Chain(dg.Definitions([nothing_much], jobs=[job]), instance).run("features_job", "one of a demo")
+    definitions = dg.Definitions([nothing_much], jobs=[job], executor=dg.in_process_executor)
+    demo.Chain(definitions, instance).run("features_job", "one of a demo")
 
 
 @pytest.fixture(scope="module")
