@@ -30,7 +30,8 @@ from pydantic import Field, PrivateAttr
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.errors import DataError, abridged
+from pipelines.steps.config.settings import how_to_make
+from pipelines.steps.errors import DataError, abridged, day_ranges
 from resources.durable_files import draft_beside, make_directory_durably, sync_directory, write_durably
 from resources.snapshots import Partition, Snapshot, Versions, read_partition
 
@@ -63,12 +64,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             found = read_partition(self._pointer(table, key))
         except FileNotFoundError:
-            raise DataError(
-                f"{table} has no partition {key}",
-                found=abridged(self.partition_keys(table)) or "no partition at all",
-                expected=key,
-                remedy=f"materialize {table} for {key} first",
-            ) from None
+            raise self._never_made(table, [key], [key]) from None
         self._see(table, found)
         return found
 
@@ -111,12 +107,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         wanted = list(keys)
         missing = sorted(set(wanted) - set(self.partition_keys(table)))
         if missing or not wanted:
-            raise DataError(
-                f"{table} lacks {len(missing)} of the {len(wanted)} partitions asked for",
-                found=abridged(self.partition_keys(table)) or "no partition at all",
-                expected=abridged(missing),
-                remedy=f"materialize {table} for these partitions first (a backfill over the range does it)",
-            )
+            raise self._never_made(table, missing, wanted)
         return self.at(table, [self.partition(table, key) for key in wanted])
 
     def files(self, table: str, keys: Iterable[str]) -> list[Path]:
@@ -206,6 +197,16 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             self._see(table, partition)
         self._remove_orphans(table)
         return partitions
+
+    def _never_made(self, table: str, missing: Sequence[str], wanted: Sequence[str]) -> DataError:
+        return DataError(
+            f"{table} of {day_ranges(missing)} was never made"
+            if missing
+            else f"no day of {table} is asked for",
+            found=day_ranges(self.partition_keys(table)) or "no partition at all",
+            expected=day_ranges(wanted) or "a partition at least",
+            remedy=how_to_make(table, missing) if missing else "this is a fault of the step that asks",
+        )
 
     def _see(self, table: str, partition: Partition) -> None:
         if self._seen is not None:

@@ -128,16 +128,19 @@ def test_a_day_named_too_early_is_an_error() -> None:
         matured_as_of_days(audience(named), known_days(10), window_days=30)
     assert str(raised.value) == (
         "buyers: as-of days 2025-03-04 cannot be trained on\n"
-        "  found:    app_events of 2025-03-01 to 2025-03-10 (10 days)\n"
+        "  found:    app_events of 2025-03-01 to 2025-03-10\n"
         "  expected: a whole window before, and all of the 7 days after, each as-of day\n"
-        "  remedy:   materialize app_events for these days, or name earlier as-of days in the audience's file"
+        "  remedy:   run ingestion_job for 2025-03-11 once their events are there, or ask for earlier as-of "
+        "days in the audience's file"
     )
 
 
 def test_a_day_missing_from_the_horizon_is_an_error() -> None:
     named = (days_after(-9),)
     known = [day for day in known_days(10) if day != days_after(-4)]
-    with pytest.raises(DataError, match="as-of days 2025-03-01 cannot be trained on"):
+    with pytest.raises(
+        DataError, match=r"(?s)as-of days 2025-03-01 cannot.*ingestion_job for 2025-03-06 once"
+    ):
         matured_as_of_days(audience(named), known, window_days=30)
 
 
@@ -163,7 +166,7 @@ def test_a_rolling_day_needs_a_whole_window(known: int, enough: bool) -> None:
 
 @pytest.mark.parametrize("as_of_days", [(DAY,), {"count": 3, "every_days": 30}])
 def test_without_any_events_there_is_nothing_to_train_on(as_of_days: object) -> None:
-    with pytest.raises(DataError, match="materialize app_events"):
+    with pytest.raises(DataError, match="run ingestion_job"):
         matured_as_of_days(audience(as_of_days), [], window_days=5)
 
 

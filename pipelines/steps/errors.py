@@ -1,6 +1,7 @@
 """The one hierarchy of errors. Each message says what, found, expected and remedy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
 
 
 class AudienceFactoryError(Exception):
@@ -42,3 +43,30 @@ def abridged(names: Sequence[str], most: int = 6) -> str:
     if len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[: most - 1])}, … {names[-1]} ({len(names)} in all)"
+
+
+def day_ranges(keys: Iterable[str]) -> str:
+    """Partition keys for a message, in order, with consecutive days as one range.
+
+    "car_buyers/2025-03-01" and "car_buyers/2025-03-02" are "car_buyers 2025-03-01 to 2025-03-02"; a key that
+    ends with no day stays as it is.
+    """
+    ranges: list[tuple[str, str, str]] = []
+    for key in sorted(set(keys)):
+        prefix, _, day = key.rpartition("/")
+        if ranges and ranges[-1][0] == prefix and _follows(ranges[-1][2], day):
+            ranges[-1] = (prefix, ranges[-1][1], day)
+        else:
+            ranges.append((prefix, day, day))
+    return abridged([f"{prefix} {_range(first, last)}".lstrip() for prefix, first, last in ranges])
+
+
+def _follows(before: str, day: str) -> bool:
+    try:
+        return date.fromisoformat(before) + timedelta(days=1) == date.fromisoformat(day)
+    except ValueError:  # no days
+        return False
+
+
+def _range(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"

@@ -6,11 +6,11 @@ a field or an audience that is added later makes no partition invalid for anybod
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig, FieldSpec
-from pipelines.steps.errors import DataError, abridged
+from pipelines.steps.errors import DataError, abridged, day_ranges
 
 MADE_WITH = "made_with"
 """The property of a partition that holds its settings."""
@@ -24,6 +24,13 @@ BACKFILLS = {
     "training_set": "run training_job",
 }
 """Table → what makes its partitions anew, with all that they are made from."""
+JOBS = {
+    **dict.fromkeys(("app_events", "rejected_events", "daily_fields"), "ingestion_job"),
+    "feature_tokens": "features_job",
+    "training_set": "training_job",
+    **dict.fromkeys(("predictions", "segments"), "daily_job"),
+}
+"""Table → the job that makes its partitions the first time."""
 SHOWN = 4
 
 
@@ -64,6 +71,16 @@ def code_version(settings: Any) -> str:
     """A short hash, by which the UI sees that an asset's settings have changed."""
     canonical = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def how_to_make(table: str, keys: Iterable[str]) -> str:
+    """The remedy where partitions were never made: the job to run, and for which days."""
+    if table not in JOBS:
+        return f"materialize {table} for {day_ranges(keys)} first"
+    days = {key.rpartition("/")[2] for key in keys}
+    return (
+        f"run {JOBS[table]}" if JOBS[table] == "training_job" else f"run {JOBS[table]} for {day_ranges(days)}"
+    )
 
 
 def require_settings(

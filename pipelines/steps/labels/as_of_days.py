@@ -1,10 +1,10 @@
 """The days that are trained on, and the days that decide their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date, timedelta
 
 from pipelines.steps.config.audience import Audience, RollingDays
-from pipelines.steps.errors import DataError
+from pipelines.steps.errors import DataError, day_ranges
 
 
 def label_days(as_of: date, horizon_days: int) -> list[date]:
@@ -31,7 +31,7 @@ def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_da
     if not isinstance(audience.as_of_days, RollingDays):
         unripe = [day for day in audience.as_of_days if not matured(day)]
         if unripe:
-            raise _not_matured(audience, unripe, known_days)
+            raise _not_matured(audience, unripe, known, window_days=0)
         return list(audience.as_of_days)
     rolling = audience.as_of_days
     if not known:
@@ -39,22 +39,33 @@ def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_da
             f"{audience.name}: there are no days to train on",
             found="no app_events",
             expected=f"{rolling.count} as-of days, a window before and {audience.horizon_days} days after",
-            remedy="materialize app_events first (a backfill over the range does it)",
+            remedy="run ingestion_job over the past, then features_job for the as-of days",
         )
     newest = max(known) - timedelta(days=audience.horizon_days)
     days = [newest - timedelta(days=back * rolling.every_days) for back in range(rolling.count)]
     first = min(known)
     unripe = [d for d in days if not matured(d) or d - timedelta(days=window_days - 1) < first]
     if unripe:
-        raise _not_matured(audience, unripe, known_days)
+        raise _not_matured(audience, unripe, known, window_days)
     return sorted(days)
 
 
-def _not_matured(audience: Audience, unripe: Sequence[date], known_days: Sequence[date]) -> DataError:
-    known = f"{min(known_days)} to {max(known_days)} ({len(known_days)} days)" if known_days else "none"
+def _not_matured(
+    audience: Audience, unripe: Sequence[date], known: Collection[date], window_days: int
+) -> DataError:
+    needed = {
+        day
+        for as_of in unripe
+        for day in (
+            *(as_of - timedelta(days=back) for back in range(window_days)),
+            *label_days(as_of, audience.horizon_days),
+        )
+    }
+    missing = day_ranges(map(str, needed.difference(known)))
     return DataError(
-        f"{audience.name}: as-of days {', '.join(map(str, sorted(unripe)))} cannot be trained on",
-        found=f"app_events of {known}",
+        f"{audience.name}: as-of days {day_ranges(map(str, unripe))} cannot be trained on",
+        found=f"app_events of {day_ranges(map(str, known))}" if known else "no app_events",
         expected=f"a whole window before, and all of the {audience.horizon_days} days after, each as-of day",
-        remedy="materialize app_events for these days, or name earlier as-of days in the audience's file",
+        remedy=f"run ingestion_job for {missing} once their events are there, or ask for earlier as-of days "
+        "in the audience's file",
     )
