@@ -29,6 +29,7 @@ from pipelines.steps.events.event_names import COPIES, REASON, named_columns
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
 from resources.lake import Lake, materialized
 from resources.spark import Spark
+from resources.step_body import step_body
 
 KEY = dg.AssetKey("app_events")
 REJECTED = "rejected_events"
@@ -96,6 +97,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         code_version=code_version(settings),
         pool=SPARK_POOL,
     )
+    @step_body
     def app_events(context: dg.AssetExecutionContext, spark: Spark, lake: Lake) -> dg.MaterializeResult[None]:
         """Accepted events of the day, each once; the others are counted and quarantined."""
         check_event_columns(project)  # before the JVM starts
@@ -121,6 +123,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         name="app_events_checks",
         specs=check_specs(KEY, [*STORED_CHECKS, *ACCOUNT_CHECKS], daily.partitions),
     )
+    @step_body
     def app_events_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:

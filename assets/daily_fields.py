@@ -13,6 +13,7 @@ from resources.expectations import Check, blocking_names, check_specs, evaluate,
 from resources.lake import Lake, materialized
 from resources.snapshots import Partition
 from resources.spark import Spark
+from resources.step_body import step_body
 
 KEY = dg.AssetKey("daily_fields")
 
@@ -66,6 +67,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         code_version=code_version(settings),
         pool=SPARK_POOL,
     )
+    @step_body
     def daily_fields(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake
     ) -> dg.MaterializeResult[None]:
@@ -87,6 +89,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         name="daily_fields_checks",
         specs=check_specs(KEY, [*ROW_CHECKS, *COUNT_CHECKS], daily.partitions),
     )
+    @step_body
     def daily_fields_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:

@@ -21,6 +21,7 @@ from resources.expectations import Check, check_specs, evaluate, expect, report,
 from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.snapshots import Partition, day_of
+from resources.step_body import step_body
 from resources.verdicts import PASSED, Link, Verdicts, require_passed, trace
 
 CHECKS = [
@@ -60,6 +61,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         code_version=code_version([destination.model_dump() for destination in audience.destinations]),
         pool=SPARK_POOL,
     )
+    @step_body
     def deliveries(
         context: dg.AssetExecutionContext, lake: Lake, models: ModelStore, destinations: Destinations
     ) -> dg.MaterializeResult[None]:
@@ -86,6 +88,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         name=f"{audience.name}_deliveries_checks",
         specs=[*check_specs(key, CHECKS, daily.partitions), every_segment],
     )
+    @step_body
     def delivery_checks(
         context: dg.AssetCheckExecutionContext, lake: Lake, destinations: Destinations
     ) -> Iterator[dg.AssetCheckResult]:

@@ -12,6 +12,7 @@ from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS, collect_tok
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
 from resources.lake import Lake, materialized
 from resources.spark import Spark
+from resources.step_body import step_body
 
 KEY = dg.AssetKey("feature_tokens")
 
@@ -72,6 +73,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         code_version=code_version(settings),
         pool=SPARK_POOL,
     )
+    @step_body
     def feature_tokens(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake
     ) -> dg.MaterializeResult[None]:
@@ -97,6 +99,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     @dg.multi_asset_check(
         name="feature_tokens_checks", specs=check_specs(KEY, [*CHECKS, *SHARE_CHECKS], daily.partitions)
     )
+    @step_body
     def feature_tokens_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:

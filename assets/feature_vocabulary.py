@@ -16,6 +16,7 @@ from resources.expectations import Check, Subject, check_specs, evaluate, expect
 from resources.lake import Lake
 from resources.model_store import ModelStore
 from resources.spark import Spark
+from resources.step_body import step_body
 
 KEY = dg.AssetKey("feature_vocabulary")
 
@@ -56,6 +57,7 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         code_version=code_version([settings, limits]),
         pool=SPARK_POOL,
     )
+    @step_body
     def feature_vocabulary(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Tokens seen on enough devices on the training as-of days of all audiences."""
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
@@ -78,6 +80,7 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         )
 
     @dg.multi_asset_check(name="feature_vocabulary_checks", specs=check_specs(KEY, CHECKS))
+    @step_body
     def feature_vocabulary_checks(
         context: dg.AssetCheckExecutionContext, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:

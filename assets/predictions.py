@@ -33,6 +33,7 @@ from resources.model_log import CHAMPION, ModelRecord
 from resources.model_store import ModelStore
 from resources.snapshots import Snapshot
 from resources.spark import Spark
+from resources.step_body import step_body
 
 PARITY_DEVICES = 2_000
 """Devices scored again by the parity check of a run, about."""
@@ -112,6 +113,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         backfill_policy=daily.backfill,
         pool=SPARK_POOL,
     )
+    @step_body
     def predictions(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
@@ -203,6 +205,7 @@ def _prediction_checks(audience: Audience, daily: Daily) -> dg.AssetChecksDefini
         name=f"{audience.name}_predictions_checks",
         specs=[*check_specs(key, [*ROW_CHECKS, *COUNT_CHECKS], daily.partitions), parity_spec],
     )
+    @step_body
     def prediction_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:

@@ -28,6 +28,7 @@ from resources.lake import Lake, materialized
 from resources.model_store import ModelStore
 from resources.snapshots import Snapshot
 from resources.spark import Spark
+from resources.step_body import step_body
 
 ROW_CHECKS = [
     Check(
@@ -85,6 +86,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         code_version=code_version([segment.model_dump() for segment in audience.segments]),
         pool=SPARK_POOL,
     )
+    @step_body
     def segments(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
@@ -122,6 +124,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         name=f"{audience.name}_segments_checks",
         specs=[*check_specs(key, ROW_CHECKS, daily.partitions), *own_specs],
     )
+    @step_body
     def segment_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:

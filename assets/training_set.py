@@ -21,6 +21,7 @@ from resources.expectations import Check, Subject, check_specs, evaluate, expect
 from resources.lake import Lake, materialized
 from resources.model_store import ModelStore
 from resources.spark import Spark
+from resources.step_body import step_body
 
 ROW_CHECKS = [
     Check(
@@ -71,6 +72,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         code_version=code_version([settings, _own_settings(audience)]),
         pool=SPARK_POOL,
     )
+    @step_body
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Devices × as-of days, labelled by what happened in the horizon after each."""
         session, vocabulary = spark.session, models.vocabulary()
@@ -107,6 +109,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     @dg.multi_asset_check(
         name=f"{audience.name}_training_set_checks", specs=check_specs(key, [*ROW_CHECKS, *SPLIT_CHECKS])
     )
+    @step_body
     def training_set_checks(
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:

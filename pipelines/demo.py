@@ -212,11 +212,14 @@ def _show(entry: dg.EventLogEntry, problems: list[str]) -> None:
     elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
         _say(f"  {event.step_key}  {event.step_success_data.duration_ms / 1000:.1f} s")
     elif event.event_type == dg.DagsterEventType.STEP_FAILURE:
-        error = event.step_failure_data.error
-        causes = [error] if error else []
+        failure = event.step_failure_data
+        explained = failure.user_failure_data.description if failure.user_failure_data else None
+        causes = [failure.error] if failure.error else []
         while causes and causes[-1].cause:
             causes.append(causes[-1].cause)
-        problems.append(f"{event.step_key}: {causes[-1].message.strip() if causes else 'failed'}")
+        problems.append(
+            f"{event.step_key}: {explained or (causes[-1].message.strip() if causes else 'failed')}"
+        )
     elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
         verdict = event.asset_check_evaluation_data
         if not verdict.passed:

@@ -9,6 +9,7 @@ one that is there already was left by a killed run, and says by its name which d
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import stat
@@ -25,6 +26,7 @@ from pydantic import Field
 from pipelines.steps.config.audience import FolderDestination
 from pipelines.steps.config.values import ISO_DAY
 from pipelines.steps.errors import DataError
+from pipelines.steps.progress import Work, beating
 from pipelines.steps.targeting.deliveries import (
     OUR_FILE,
     Manifest,
@@ -37,6 +39,7 @@ from pipelines.steps.targeting.deliveries import (
 )
 from resources.durable_files import make_directory_durably, sync_directory, sync_tree, write_durably
 
+logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 STAGING = ".staging-"
@@ -112,7 +115,7 @@ class Destinations(dg.ConfigurableResource):  # type: ignore[type-arg]
                 cannot be written, or another run holds it; what was delivered before is still whole.
         """
         place = self.place(delivery.audience, delivery.segment, delivery.day, destination)
-        with _errors_of(place):
+        with beating(Work(f"delivering to {place}")) as work, _errors_of(place):
             _require_inside(Path(self.root), place, destination)
             make_directory_durably(place.parent)
             with _locked(place.parent):
@@ -120,9 +123,12 @@ class Destinations(dg.ConfigurableResource):  # type: ignore[type-arg]
                 staging = place.parent / f"{STAGING}{delivery.day}-{uuid.uuid4().hex}"
                 staging.mkdir()
                 try:
-                    return _publish(delivery, destination, place, staging)
+                    published = _publish(delivery, destination, place, staging)
                 finally:
                     _clean_up(place.parent)
+        if published.sent:
+            logger.info("delivered %s rows to %s in %.1f s", f"{delivery.rows:,}", place, work.seconds)
+        return published
 
     def place(self, audience: str, segment: str, day: str, destination: FolderDestination) -> Path:
         """The directory of a delivery: <folder>/<audience>/<segment>/<day>."""

@@ -21,6 +21,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.steps.progress import working
 from resources.snapshots import Snapshot, day_of
 
 SAMPLE = 5
@@ -179,7 +180,10 @@ def evaluate(
         subjects: What is checked: each day, at its version.
         metadata: Shown with each result.
     """
-    results = _validate(checks, evidence)
+    with working(f"checking {asset.to_user_string()}: {', '.join(c.name for c in checks)}") as work:
+        results = _validate(checks, evidence)
+        failed = [check.name for check in checks if not _has_passed(check, results)]
+        work.result = f"failed: {', '.join(failed)}" if failed else "passed"
     all_days = {subject.day for subject in subjects}
     for check in checks:
         mine = [results[e.key] for e in check.expectations if e.key in results]

@@ -14,6 +14,7 @@ What does not belong here: what the rows mean.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -32,9 +33,12 @@ from pyspark.sql import functions as F
 
 from pipelines.steps.config.settings import how_to_make
 from pipelines.steps.errors import DataError, abridged, day_ranges
+from pipelines.steps.progress import Work, beating, working
 from resources.durable_files import draft_beside, make_directory_durably, sync_directory, write_durably
 from resources.snapshots import Partition, Snapshot, Versions, read_partition
+from resources.spark_jobs import describe_jobs
 
+logger = logging.getLogger(__name__)
 ORPHAN_AGE_SECONDS = 24 * 3600
 """Unnamed data younger than this may belong to a write in progress, or to a reader of the last version."""
 Properties = Mapping[str, Any] | Callable[[str], Mapping[str, Any]]
@@ -108,7 +112,9 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         missing = sorted(set(wanted) - set(self.partition_keys(table)))
         if missing or not wanted:
             raise self._never_made(table, missing, wanted)
-        return self.at(table, [self.partition(table, key) for key in wanted])
+        snapshot = self.at(table, [self.partition(table, key) for key in wanted])
+        logger.info("reading %s of %s: %s rows", table, day_ranges(wanted), f"{snapshot.rows:,}")
+        return snapshot
 
     def files(self, table: str, keys: Iterable[str]) -> list[Path]:
         """The files of a `snapshot`."""
@@ -164,8 +170,10 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             # Spark's adaptive execution chooses how many tasks. Sorted by the copies: Spark orders what it
             # writes by them, and would drop any other order as useless.
             rows = rows.repartition(*by, *spread).sortWithinPartitions(*directories, *sort)
-        rows.write.options(**(options or {})).partitionBy(*directories).parquet(str(data))
-        written = self._written(table, version, by, schema)
+        with working(f"writing {table} of {day_ranges(keys)}", describe_jobs) as work:
+            rows.write.options(**(options or {})).partitionBy(*directories).parquet(str(data))
+            written = self._written(table, version, by, schema)
+            work.result = f"{sum(partition.rows for partition in written.values()):,} rows"
         unexpected = sorted(set(written) - set(keys))
         if unexpected:
             shutil.rmtree(data)
@@ -192,11 +200,18 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
             for key in keys
         }
-        for partition in partitions.values():
-            self._publish(table, partition)
-            self._see(table, partition)
-        self._remove_orphans(table)
+        self._commit(table, partitions)
         return partitions
+
+    def _commit(self, table: str, partitions: Mapping[str, Partition]) -> None:
+        done: list[str] = []
+        committing = Work(f"committing {table}", lambda: f"{len(done)} of {len(partitions)} partitions")
+        with beating(committing):
+            for key, partition in partitions.items():
+                self._publish(table, partition)
+                self._see(table, partition)
+                done.append(key)
+            self._remove_orphans(table)
 
     def _never_made(self, table: str, missing: Sequence[str], wanted: Sequence[str]) -> DataError:
         return DataError(

@@ -3,7 +3,11 @@
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -13,6 +17,7 @@ from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from pipelines.steps.errors import ConfigError
+from pipelines.steps.progress import working
 from pipelines.steps.scoring import worker_daemon
 from resources import run_retries, spark_process
 
@@ -57,6 +62,22 @@ def parse_conf(text: str) -> dict[str, str]:
                 remedy="correct it in the environment or in .env; quote a value that holds a space",
             )
     return dict(entry.split("=", 1) for entry in entries)
+
+
+@contextmanager
+def _kept_signal_handler() -> Iterator[None]:
+    """Takes back PySpark's handler of Ctrl-C.
+
+    It would call the JVM in the middle of another call, which breaks both, and take the place of Dagster's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -157,7 +178,10 @@ class Spark(dg.ConfigurableResource):  # type: ignore[type-arg]
         # Each thread has its own active session; the context tells of one that another thread started.
         self._owned = SparkSession.getActiveSession() is None and SparkContext._active_spark_context is None
         try:
-            self._session = self._connect() if self.remote else self._start()
+            name = "Spark starts" if self._owned else "taking the Spark of this process"
+            with working(name) as work, _kept_signal_handler():
+                self._session = self._connect() if self.remote else self._start()
+                work.result = f"Spark {self._session.version}, {self.remote or self.master}"
         except BaseException:
             if self._owned:  # interrupted half-way, or refused: nothing of it is of use
                 spark_process.end(patience=0)

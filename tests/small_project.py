@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from pyspark.sql import SparkSession
 
@@ -34,6 +35,8 @@ WINDOW_DAYS, HORIZON_DAYS = 3, 3
 AUDIENCES = ("bike_buyers", "car_buyers")
 DEVICES = 300
 MAX_LATE_HOURS = 2
+PYTHON_LOGS = yaml.safe_load((Path(__file__).parent.parent / "dagster.yaml").read_text())["python_logs"]
+"""What the run's log shows of the domain's words, as a user has it."""
 
 SCHEMA = pa.schema(
     [
@@ -196,7 +199,7 @@ def write_small_project(root: Path) -> SmallProject:
 def run_chain(project: SmallProject, home: Path) -> Chain:
     """Every job of the first day of use: past events, features, training, one day to delivery."""
     home.mkdir(parents=True, exist_ok=True)
-    instance = dg.DagsterInstance.local_temp(str(home))
+    instance = dg.DagsterInstance.local_temp(str(home), overrides={"python_logs": PYTHON_LOGS})
     definitions = project.definitions()
     results = {"ingestion_job": run_days(definitions, instance, "ingestion_job", FIRST_DAY, LAST_DAY)}
     for day in AS_OF_DAYS:

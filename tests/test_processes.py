@@ -232,6 +232,7 @@ def lost(program_environment: Mapping[str, str], tmp_path_factory: pytest.TempPa
         definitions = dg.Definitions([counted, later, wrong], jobs=[job], resources={"spark": spark})
         defined = definitions.resolve_job_def("job")
         retries = {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False}
+        logs = {"python_log_level": "INFO", "managed_python_loggers": ["pipelines", "resources"]}
 
         def tell(instance, result):
             run = instance.get_run_by_id(result.run_id)
@@ -239,7 +240,8 @@ def lost(program_environment: Mapping[str, str], tmp_path_factory: pytest.TempPa
                 event.step_key: event.step_failure_data.error.to_string()
                 for event in result.all_events if event.is_step_failure
             }
-            messages = [entry.user_message for entry in instance.all_logs(run.run_id)]
+            entries = instance.all_logs(run.run_id)
+            messages = [entry.user_message for entry in entries if entry.dagster_event is None]
             return {
                 "reason": run.tags.get(RUN_FAILURE_REASON_TAG),
                 "will retry": run.tags.get(WILL_RETRY_TAG),
@@ -249,7 +251,8 @@ def lost(program_environment: Mapping[str, str], tmp_path_factory: pytest.TempPa
                 "scratch": [p.name for p in Path(os.environ["TMPDIR"]).glob("audience_factory_spark_*")],
             }
 
-        with dg.DagsterInstance.local_temp(overrides={"run_retries": retries}) as instance:
+        overrides = {"run_retries": retries, "python_logs": logs}
+        with dg.DagsterInstance.local_temp(overrides=overrides) as instance:
             first = defined.execute_in_process(instance=instance, raise_on_error=False)
             told = [tell(instance, first)]
             parent = instance.get_run_by_id(first.run_id)
@@ -288,6 +291,14 @@ def test_its_log_says_why(lost: dict[str, Any]) -> None:
     assert "Spark's JVM died" in said
     assert "found:    exit status -9: killed, often by the kernel for lack of memory" in said
     assert "Dagster tries the run again" in said
+
+
+@pytest.mark.slow
+def test_its_log_tells_of_the_start_of_spark_and_its_seconds(lost: dict[str, Any]) -> None:
+    for run in (lost["killed"], lost["wrong"]):
+        starts, started, *_ = run["messages"]
+        assert starts == "Spark starts"
+        assert re.fullmatch(r"Spark starts: done in \d+\.\d s; Spark \d\S+, local\[1\]", started)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pipelines.steps.errors import TrainingError
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingFiles
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import TrainedDnn
+from pipelines.steps.progress import working
 
 
 def train_dnn_distributed(
@@ -41,7 +42,8 @@ def train_dnn_distributed(
 
     distributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=config.device == "cuda")
     try:
-        trained = distributor.run(_train_part, list(paths), dict(vocabulary_sizes), config, streamed)
+        with working(f"training the networks in {processes} processes"):
+            trained = distributor.run(_train_part, list(paths), dict(vocabulary_sizes), config, streamed)
     except RuntimeError as error:
         raise TrainingError(
             "the network could not be trained in several processes",

@@ -5,7 +5,9 @@ What does not belong here: the network (`dnn_model`), its settings (`dnn_config`
 """
 
 import hashlib
+import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +41,9 @@ from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of, torch_threads
 from pipelines.steps.models.embedding_init import correspondence_embeddings
 from pipelines.steps.models.metrics import evaluate
+from pipelines.steps.progress import Work, beating
 
+logger = logging.getLogger(__name__)
 SCORING_ROWS = 8_192
 """Rows per forward pass when the validation split is scored between epochs."""
 SEEDS_APART = 1_000
@@ -50,7 +54,7 @@ def train_dnn(
     rows: TrainingRows | TrainingFiles,
     vocabulary_sizes: Mapping[str, int],
     config: DnnConfig,
-    progress: Callable[[EpochReport], None],
+    progress: Callable[[EpochReport], None] = lambda _: None,
     *,
     checkpoint: Path | None = None,
 ) -> TrainedDnn:
@@ -63,7 +67,7 @@ def train_dnn(
         rows: All splits, in memory or in files; TEST is never read.
         vocabulary_sizes: Field name → number of ids, in field order.
         config: How.
-        progress: Called after every epoch.
+        progress: Called after every epoch; the log tells of each member by itself.
         checkpoint: A file that each epoch is saved to; where it holds a part of this very training,
             the rest follows it, with the same result as uninterrupted. Removed at the end. Where it
             cannot be read or written, the training warns and does without it.
@@ -75,18 +79,23 @@ def train_dnn(
     saved = Checkpoint(
         checkpoint, _fingerprint(config, vocabulary_sizes, train, validation) if checkpoint else ""
     )
+    began = time.monotonic()
     # dropout knows no generator of its own, so the global one is borrowed and put back
     with torch_threads(config.threads), torch.random.fork_rng():
         runs = []
         start = _initial_embeddings(train, config, sum(vocabulary_sizes.values()))
         for member in range(1, config.members + 1):
             run = _MemberRun.resumed(member, config, list(vocabulary_sizes.values()), start, saved)
-            while not run.finished:
-                report = run.epoch(train, validation)
-                progress(report)
-                run.save(saved)
+            with beating(Work(f"training network {member} of {config.members}", run.last_report)) as work:
+                while not run.finished:
+                    report = run.epoch(train, validation)
+                    progress(report)
+                    run.save(saved)
+            logger.info("network %d of %d: %s, %.1f s", member, config.members, run, work.seconds)
             runs.append(run)
     saved.remove()
+    epochs = sum(len(run.curve) for run in runs)
+    logger.info("%d networks trained: %d epochs, %.1f s", len(runs), epochs, time.monotonic() - began)
     return TrainedDnn(
         ensemble_of([run.best_state for run in runs]),
         config,
@@ -177,6 +186,13 @@ class _MemberRun:
         self.best_auc, self.best_epoch, self.best_state = -math.inf, 0, _copy_state(self.network)
         if self.ranks.size > 1:
             torch.manual_seed(seed + SEEDS_APART * SEEDS_APART * (1 + self.ranks.rank))  # of dropout
+
+    def __str__(self) -> str:
+        return f"{len(self.curve)} epochs, validation AUC {self.best_auc:.4f} in epoch {self.best_epoch}"
+
+    def last_report(self) -> str:
+        """The newest point of its curve, for the log."""
+        return str(self.curve[-1]) if self.curve else ""
 
     @property
     def finished(self) -> bool:

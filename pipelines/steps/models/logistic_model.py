@@ -4,6 +4,7 @@ Fitted by scikit-learn, stored and scored as a torch network of one-wide embeddi
 scoring needs no scikit-learn.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ from pipelines.steps.labels.training_rows import (
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.models.dnn_batches import Bags
+from pipelines.steps.progress import Work, beating
+
+logger = logging.getLogger(__name__)
 
 
 class LogisticNet(nn.Module):
@@ -116,7 +120,7 @@ def train_logistic(
     aucs: dict[float, float] = {}
     best: tuple[float, np.ndarray, float] | None = None
     for c in config.C:
-        with threadpool_limits(config.threads):
+        with beating(Work(f"fitting logistic regression with C = {c}")), threadpool_limits(config.threads):
             model.set_params(C=c).fit(train_counts, train.labels)
         logits = model.decision_function(validation_counts)
         if not np.isfinite(logits).all():
@@ -137,6 +141,7 @@ def train_logistic(
             remedy="name values in C",
         )
     chosen_c, coefficients, intercept = best
+    logger.info("C = %s is the best of %d: validation AUC %.4f", chosen_c, len(aucs), aucs[chosen_c])
     state = {
         "weights": torch.from_numpy(coefficients.astype(np.float32)).unsqueeze(1),
         "bias": torch.tensor([intercept], dtype=torch.float32),

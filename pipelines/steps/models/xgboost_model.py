@@ -1,5 +1,6 @@
 """Gradient-boosted trees on token counts: the baseline that the network has to beat, at full strength."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,9 @@ from pipelines.steps.labels.training_rows import (
     check_vocabulary,
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, BundleManifest, Scorer, check_rows, require_architecture
+from pipelines.steps.progress import Work, beating
 
+logger = logging.getLogger(__name__)
 XGBOOST_ARCHITECTURES = ("boosted_trees",)
 """The trees carry their own shape, so there is nothing to build."""
 
@@ -140,7 +143,7 @@ def tune_xgboost(
     rows: TrainingRows,
     vocabulary_sizes: Mapping[str, int],
     config: XGBoostConfig,
-    progress: Callable[[Trial], None],
+    progress: Callable[[Trial], None] = lambda _: None,
     *,
     trials: int = XGBOOST_TRIALS,
 ) -> TrainedXGBoost:
@@ -150,30 +153,30 @@ def tune_xgboost(
         rows: All splits; TEST is never read.
         vocabulary_sizes: Field name → number of ids.
         config: What each trial changes.
-        progress: Called after every trial.
+        progress: Called after every trial; the log tells of each by itself.
         trials: The budget; 1 is no tuning.
 
     Raises:
         TrainingError: The rows are not trainable.
     """
-    tried = []
-    for number, changes in enumerate(TRIALS[: max(1, trials)], start=1):
-        tried.append(train_xgboost(rows, vocabulary_sizes, replace(config, **changes)))
-        progress(Trial(number, changes, tried[-1].best_auc, tried[-1].best_round))
+
+    def grow(number: int, changes: Mapping[str, Any]) -> TrainedXGBoost:
+        with beating(Work(f"growing the trees of trial {number} of {trials}")) as work:
+            grown = train_xgboost(rows, vocabulary_sizes, replace(config, **changes))
+        trial = Trial(number, changes, grown.best_auc, grown.best_round)
+        logger.info("%s, %.1f s", trial, work.seconds)
+        progress(trial)
+        return grown
+
+    tried = [grow(number, changes) for number, changes in enumerate(TRIALS[: max(1, trials)], start=1)]
     number, best = max(enumerate(tried, start=1), key=lambda trial: trial[1].best_auc)  # the first of equals
-    if not best.was_cut_short:
-        return best
-    longer = replace(best.config, num_boost_round=GROWN_FURTHER * best.config.num_boost_round)
-    grown = train_xgboost(rows, vocabulary_sizes, longer)
-    progress(
-        Trial(
-            number,
-            {**TRIALS[number - 1], "num_boost_round": longer.num_boost_round},
-            grown.best_auc,
-            grown.best_round,
-        )
+    if best.was_cut_short:
+        rounds = GROWN_FURTHER * best.config.num_boost_round
+        best = grow(number, {**TRIALS[number - 1], "num_boost_round": rounds})
+    logger.info(
+        "trial %d is the best of %d: %d trees, AUC %.4f", number, len(tried), best.best_round, best.best_auc
     )
-    return grown
+    return best
 
 
 def train_xgboost(
