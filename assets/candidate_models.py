@@ -39,6 +39,7 @@ from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
 from resources.snapshots import Partition
 from resources.spark import Spark
+from resources.step_body import step_body
 
 if TYPE_CHECKING:
     from pipelines.steps.models.dnn_model import TrainedDnn
@@ -146,6 +147,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         metadata=page("docs/models.md"),
         tags={"stage": "models", **HOLDS_NO_IDS},
     )
+    @step_body
     def dnn_model(
         context: dg.AssetExecutionContext, config: DnnTraining, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
@@ -166,7 +168,6 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 rows,
                 sizes,
                 settings,
-                lambda epoch: context.log.info(str(epoch)),
                 checkpoint=models.checkpoint(audience.name, "dnn"),
             )
 
@@ -183,9 +184,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         metadata=page("docs/models.md"),
         tags={"stage": "models", **HOLDS_NO_IDS},
     )
-    def xgboost_model(
-        context: dg.AssetExecutionContext, config: XGBoostTraining, lake: Lake, models: ModelStore
-    ) -> dg.MaterializeResult[None]:
+    @step_body
+    def xgboost_model(config: XGBoostTraining, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
         from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 
@@ -193,9 +193,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
             rows = _in_memory(rows)
-            return tune_xgboost(
-                rows, sizes, settings, lambda trial: context.log.info(str(trial)), trials=config.trials
-            )
+            return tune_xgboost(rows, sizes, settings, trials=config.trials)
 
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
 
@@ -208,6 +206,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         metadata=page("docs/models.md"),
         tags={"stage": "models", **HOLDS_NO_IDS},
     )
+    @step_body
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
         from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
@@ -386,6 +385,7 @@ def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition
     @dg.multi_asset_check(
         name=f"{audience.name}_{name}_model_checks", specs=check_specs(key, CANDIDATE_CHECKS)
     )
+    @step_body
     def candidate_checks(
         context: dg.AssetCheckExecutionContext, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:

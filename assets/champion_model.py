@@ -44,6 +44,7 @@ from resources.expectations import Check, Subject, blocking_names, check_specs, 
 from resources.lake import Lake
 from resources.model_log import CHALLENGER, CHAMPION, ModelRecord
 from resources.model_store import ModelStore
+from resources.step_body import step_body
 
 CHALLENGER_CHECKS = [
     Check(
@@ -114,6 +115,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         metadata=page("docs/models.md"),
         tags={"stage": "models", **HOLDS_NO_IDS},
     )
+    @step_body
     def champion_model(
         context: dg.AssetExecutionContext, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
@@ -310,6 +312,7 @@ def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefi
         name=f"{audience.name}_champion_model_checks",
         specs=check_specs(key, [*CHALLENGER_CHECKS, *SERVING_CHECKS]),
     )
+    @step_body
     def champion_checks(
         context: dg.AssetCheckExecutionContext, models: ModelStore
     ) -> Iterator[dg.AssetCheckResult]:

@@ -207,7 +207,7 @@ def test_a_cancelled_step_waits_for_no_spark_job_and_leaves_spark_usable(
         resources = {"spark": Spark(master="local[2]")}
         result = dg.materialize([scores], resources=resources, instance=instance, raise_on_error=False)
         run = instance.get_run_by_id(result.run_id)
-        errors = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level >= 40]
+        errors = [entry.user_message for entry in instance.all_logs(result.run_id) if int(entry.level) >= 40]
 
     assert run is not None
     assert run.status == dg.DagsterRunStatus.CANCELED
