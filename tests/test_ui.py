@@ -65,7 +65,7 @@ def free_port() -> int:
 def serving(module: str, arguments: Sequence[str], home: Path, project: SmallProject) -> Iterator[str]:
     """Runs a server of Dagster's until the block ends; gives its address, once it answers."""
     home.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "dagster.yaml", home)
+    shutil.copy(ROOT / "dagster_instance.yaml", home / "dagster.yaml")
     port, log = free_port(), home.parent / f"{module}.log"
     places = {"DAGSTER_HOME": home, "AUDIENCES_DIR": project.audiences_dir, "DATA_DIR": project.data_dir}
     with log.open("w") as output:
