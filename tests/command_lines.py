@@ -1,9 +1,9 @@
-"""Whether command lines are understood by the programs they name, found out without running what they ask for.
+"""Tells whether command lines are understood by their programs, without running what they ask for.
 
     ./run python -m tests.command_lines < LINES
 
-A program is started as it would be, in this process, and stopped once it has understood its arguments. Each line
-that is not understood is printed with the reason.
+A program is started as it would be, in this process, and stopped once it has understood its arguments.
+Each line that is not understood is printed with the reason.
 """
 
 import argparse
