@@ -30,7 +30,7 @@ def misunderstanding(words: Sequence[str]) -> str | None:
         case ["python", "-m", module, *arguments]:
             return _of_module(module, arguments)
         case ["dagster", *arguments]:
-            return _of_click(create_dagster_cli(), arguments)
+            return _of_click(create_dagster_cli(), arguments)  # type: ignore[no-untyped-call]
         case ["pip", "install", "-e", extra]:
             return None if extra == ".[benchmarks]" else f"there is no {extra}"
         case _:
