@@ -5,17 +5,17 @@ PORT ?= 3000
 DATA ?= $(if $(SAMPLE_DATA),$(SAMPLE_DATA)/online_retail/events.parquet)
 export DATA PORT
 
-# The environment of every command: only this project's packages (a foreign `assets` on PYTHONPATH must not win),
-# the settings in .env, and the Java that setup chose.
+# What is run for a user runs by ./run, which knows packages, settings, Java and DAGSTER_HOME; .env is only read here
+# for the JAVA_HOME that it may name.
 ISOLATED = unset PYTHONPATH PYTHONHOME
 SETTINGS = if [ -f .env ]; then set -a; . ./.env; set +a; fi
-CHOSEN_JAVA = if [ -s .venv/java_home ]; then JAVA_HOME="$$(cat .venv/java_home)"; export JAVA_HOME; fi
-VENV_FIRST = PATH="$$PWD/.venv/bin:$$PATH"; export PATH
-RUN = $(ISOLATED); $(SETTINGS); $(CHOSEN_JAVA); $(VENV_FIRST);
-UI = exec .venv/bin/python -m dagster dev -h 127.0.0.1 -p "$$PORT"
+# `dg dev`, which Dagster would have us use, is a package of its own that starts this very command.
+UI = python -W 'ignore:Function `dev_command` is superseded' -m dagster dev -h 127.0.0.1 -p "$$PORT"
+RETAIL_HOME = DAGSTER_HOME="$${DAGSTER_HOME:-dagster_home/online_retail}"; export DAGSTER_HOME
 # Tests read none of the user's settings, and write to none of the user's places.
 RUN_TESTS = $(ISOLATED); unset AUDIENCES_DIR DATA_DIR DAGSTER_HOME SPARK_MASTER SPARK_REMOTE SPARK_CONF SPARK_HOME; \
-	$(CHOSEN_JAVA); $(VENV_FIRST);
+	if [ -s .venv/java_home ]; then JAVA_HOME="$$(cat .venv/java_home)"; export JAVA_HOME; fi; \
+	PATH="$$PWD/.venv/bin:$$PATH"; export PATH;
 
 IS_USABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
@@ -36,10 +36,10 @@ setup: ## make .venv: packages, and a Java where the machine has none (PYTHON=..
 	exit 1
 
 demo: setup ## the whole pipeline on made-up events
-	@$(RUN) exec .venv/bin/python -m pipelines.demo simulated
+	@exec ./run python -m pipelines.demo simulated
 
 demo-retail: retail-data setup ## the whole pipeline on real purchases: DATA=path/to/events.parquet
-	@$(RUN) exec .venv/bin/python -m pipelines.demo retail --data "$$DATA"
+	@$(RETAIL_HOME); exec ./run python -m pipelines.demo retail --data "$$DATA"
 
 retail-data:
 	@if [ ! -f "$$DATA" ]; then \
@@ -51,11 +51,11 @@ retail-data:
 	fi
 
 ui: setup ## Dagster's web interface on http://127.0.0.1:3000 (PORT=... changes the port)
-	@$(RUN) export DAGSTER_HOME="$${DAGSTER_HOME:-$$PWD/dagster_home}"; $(UI)
+	@exec ./run $(UI)
 
 ui-retail: retail-data setup ## the same on what demo-retail made
-	@$(RUN) export RETAIL_EVENTS="$$DATA" AUDIENCES_DIR=examples/online_retail DATA_DIR=data/online_retail; \
-	export DAGSTER_HOME="$${DAGSTER_HOME:-$$PWD/dagster_home/online_retail}"; $(UI)
+	@$(RETAIL_HOME); exec ./run env RETAIL_EVENTS="$$DATA" AUDIENCES_DIR=examples/online_retail \
+		DATA_DIR=data/online_retail $(UI)
 
 test: setup ## every test, the slow ones too
 	@$(RUN_TESTS) exec .venv/bin/python -m pytest -m ""

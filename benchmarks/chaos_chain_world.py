@@ -282,7 +282,7 @@ def write_world(places: Places, seed: int) -> None:
         (places.root / name).mkdir(parents=True)
     write_files(places)
     # Telemetry off; all that Dagster keeps stays in its home.
-    shutil.copy(Path(__file__).parent.parent / "dagster.yaml", places.root / "home" / "dagster.yaml")
+    shutil.copy(Path(__file__).parent.parent / "dagster_instance.yaml", places.root / "home" / "dagster.yaml")
     usual, other = (_events(np.random.default_rng([seed, variant])) for variant in (0, 1))
     arrival = usual["received_at"].cast(pa.date32())
     for day in (FIRST_DAY + timedelta(days=ahead) for ahead in range((LAST_DAY - FIRST_DAY).days + 1)):

@@ -203,7 +203,7 @@ def _longest_horizon(project: Project) -> timedelta:
 def _make_dagster_home(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():
-        (home / "dagster.yaml").symlink_to(os.path.relpath("dagster.yaml", home))
+        (home / "dagster.yaml").symlink_to(Path("dagster_instance.yaml").absolute())
 
 
 def _close_killed_runs(instance: dg.DagsterInstance) -> None:

@@ -11,8 +11,9 @@ It starts no Spark and loads no pipeline, so that it answers in a second or two 
 import argparse
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ A promotion and a rollback take effect with the next predictions. They last unti
 the next training, which chooses a champion anew: turn its schedule off to keep a version. Days that were
 scored before keep the thresholds of the version that scored them. Exit status: 0, or 1 with the reason.
 """
+SPLITS = ("validation", "test")
 UNKNOWN = "–"
+SERVES = "serves"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(required=True, metavar="list | describe | promote | rollback")
 
     listing = actions.add_parser(
-        "list", parents=[where, readable], help="every version of every model, the current one first"
+        "list",
+        parents=[where, readable],
+        help="every version of every model: what serves, then the newest first",
     )
     listing.add_argument("audience", nargs="?", help="this audience alone")
     listing.set_defaults(act=_list)
@@ -108,24 +113,35 @@ def _list(store: ModelStore, options: argparse.Namespace) -> int:
     if options.audience is not None:
         _require_audience(store, options.audience)
         audiences = [options.audience]
-    lines = [
-        _line(store, entry, current=place == 0)
-        for audience in audiences
-        for model in store.models(audience)
-        for place, entry in enumerate(store.versions_of(audience, model))
-    ]
+    lines = [line for audience in audiences for line in _lines(store, audience)]
     if options.json:
         print(json.dumps(lines, indent=1))
         return 0
     if not lines:
         print(f"no model in {store.root}: run the training job, or name another --data-dir")
         return 0
-    titles = ["audience", "model", "version", "", "recorded (UTC)", "why", "engine", "validation AUC"]
-    _print_columns([titles, *[_cells(line) for line in lines]])
+    aucs = [f"{split} AUC" for split in SPLITS]
+    titles = ["audience", "model", "version", "", "since (UTC)", "why", "engine", *aucs]
+    _print_columns(
+        [titles, *[_cells(line) for line in lines]], right=range(len(titles) - len(aucs), len(titles))
+    )
     for line in lines:
         if line["problem"]:
             print(f"! {line['audience']} {line['model']} {line['version']}: {line['problem']}")
     return 0
+
+
+def _lines(store: ModelStore, audience: str) -> list[dict[str, Any]]:
+    """What is listed of an audience: what serves, what served, and its candidates, each newest first."""
+    entries = [
+        (place, entry)
+        for model in store.models(audience)
+        for place, entry in enumerate(store.versions_of(audience, model))
+    ]
+    entries.sort(key=lambda each: each[1].recorded_at, reverse=True)
+    # Stable: by date within the champion that serves (its place is 0), the former ones, and all others.
+    entries.sort(key=lambda each: each[0] > 0 if each[1].record.model == CHAMPION else 2)
+    return [_line(store, entry, current=place == 0) for place, entry in entries]
 
 
 def _line(store: ModelStore, entry: LogEntry, *, current: bool) -> dict[str, Any]:
@@ -138,25 +154,32 @@ def _line(store: ModelStore, entry: LogEntry, *, current: bool) -> dict[str, Any
     return {
         **_identity(record),
         "current": current,
+        "state": _state(record, current=current),
         "recorded_at": entry.recorded_at.isoformat(timespec="seconds"),
         "reason": entry.reason,
         "engine": engine,
-        "validation_auc": metrics.get("validation", {}).get("auc"),
+        **{f"{split}_auc": metrics.get(split, {}).get("auc") for split in SPLITS},
         "problem": problem,
     }
 
 
+def _state(record: ModelRecord, *, current: bool) -> str:
+    if not current:
+        return ""
+    return SERVES if record.model == CHAMPION else "newest"
+
+
 def _cells(line: Mapping[str, Any]) -> list[str]:
-    auc, candidate = line["validation_auc"], line["candidate"]
+    candidate = line["candidate"]
     return [
         line["audience"],
         line["model"] if candidate == line["model"] else f"{line['model']} ({candidate})",
         line["version"],
-        "current" if line["current"] else "",
+        line["state"],
         _shown_time(line["recorded_at"]),
         line["reason"],
-        line["engine"] or UNKNOWN,
-        UNKNOWN if auc is None else f"{auc:.4f}",
+        _shown(line["engine"]),
+        *[_shown(line[f"{split}_auc"], ".4f") for split in SPLITS],
     ]
 
 
@@ -183,42 +206,72 @@ def _describe(store: ModelStore, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(described, indent=1))
     else:
-        _print_columns([[f"{title}:", text] for title, text in _texts(described)])
+        _print_description(described)
     return 0 if intact else 1
 
 
-def _texts(described: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a person reads of a description: title and text."""
-    properties = described["properties"]
-    metrics = {f"{split} metrics": _pairs(values) for split, values in described["metrics"].items()}
-    said = {*described, "model", "metrics", "thresholds", "as_of_days"}
-    others = {name: _pairs(value) for name, value in properties.items() if name not in said}
-    texts = {
-        "audience": described["audience"],
-        "model": described["model"],
-        "candidate": described["candidate"],
-        "version": described["version"] + (", current" if described["current"] else ", not current"),
-        "recorded": f"{_shown_time(described['recorded_at'])} UTC, {described['reason']}",
-        "engine": described["engine"],
-        "architecture": _pairs(described["architecture"]),
-        "fields": "; ".join(
-            f"{field['name']}: {field['vocabulary_size']:,} ids, {field['max_length']:,} a row at most"
+def _print_description(described: Mapping[str, Any]) -> None:
+    """Prints what a person reads of a version: what it is, then a table for each thing known of it."""
+    state = "serves" if described["model"] == CHAMPION else "is the newest"
+    _print_columns(
+        [
+            [described["audience"], f"{described['model']}: {described['candidate']} {described['version']}"],
+            ["", f"{state if described['current'] else 'is not current'}, {described['reason']}"],
+            ["since", f"{_shown_time(described['recorded_at'])} UTC"],
+            ["trained on", ", ".join(described["training_days"])],
+            ["integrity", _integrity(described)],
+        ]
+    )
+    for title, rows in _tables(described).items():
+        if rows:
+            print(f"\n{title}")
+            numeric = range(1, len(rows[0])) if title in {"metrics", "thresholds"} else ()
+            _print_columns([["", *row] for row in rows], right=[place + 1 for place in numeric])
+
+
+def _integrity(described: Mapping[str, Any]) -> str:
+    if described["intact"]:
+        return "intact: weights, manifest and vocabulary have the hash that names the version"
+    return f"DAMAGED: the content has hash {described['content_hash']}; restore it, or train again"
+
+
+def _tables(described: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Title → rows of cells."""
+    properties, metrics = described["properties"], described["metrics"]
+    splits = [split for split in SPLITS if split in metrics] + sorted(metrics.keys() - set(SPLITS))
+    measured = sorted({name for split in splits for name in metrics[split]})
+    shown_above = {*described, "model", "metrics", "thresholds", "as_of_days"}
+    others = {name: value for name, value in properties.items() if name not in shown_above}
+    scalars = {name: value for name, value in others.items() if not isinstance(value, Mapping)}
+    return {
+        "metrics": [
+            ["", *splits],
+            *[
+                [_words(name), *[_shown(metrics[split].get(name), ".4f") for split in splits]]
+                for name in measured
+            ],
+        ]
+        if measured
+        else [],
+        "thresholds": [[name, _shown(value)] for name, value in properties.get("thresholds", {}).items()],
+        "fields": [
+            [field["name"], f"{field['vocabulary_size']:,} ids", f"{field['max_length']:,} a row at most"]
             for field in described["fields"]
-        ),
-        "vocabulary hash": described["vocabulary_hash"],
-        "training days": ", ".join(described["training_days"]),
-        "code version": described["code_version"],
-        **metrics,
-        "thresholds": _pairs(properties.get("thresholds", {})) or "none",
-        **others,
-        "size": f"{described['bytes']:,} bytes in {described['files']} files",
-        "path": described["path"],
-        "weights sha256": described["weights_sha256"],
-        "integrity": "intact: weights, manifest and vocabulary have the hash that names the version"
-        if described["intact"]
-        else f"DAMAGED: the content has hash {described['content_hash']}; restore it, or train again",
+        ],
+        "architecture": [["engine", described["engine"]], *_pairs(described["architecture"])],
+        **{_words(name): _pairs(value) for name, value in others.items() if isinstance(value, Mapping)},
+        "made from": [
+            *_pairs(scalars),
+            ["vocabulary hash", described["vocabulary_hash"]],
+            ["code version", described["code_version"]],
+        ],
+        "files": [
+            ["bundle", described["path"]],
+            ["size", f"{described['bytes']:,} bytes in {described['files']} files"],
+            ["weights sha256", described["weights_sha256"]],
+            ["card", _shown(described["card"])],
+        ],
     }
-    return list(texts.items())
 
 
 def _promote(store: ModelStore, options: argparse.Namespace) -> int:
@@ -290,21 +343,43 @@ def _shown_time(moment: str) -> str:
     return moment[:19].replace("T", " ")
 
 
-def _pairs(value: object) -> str:
-    """One line of a scalar, a list or a mapping."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_pairs(each)}" for name, each in value.items())
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_pairs, value)) + "]"
-    return "none" if value is None else str(value)
+def _words(name: str) -> str:
+    """A key as a person reads it; one with a dot names a setting, and stays."""
+    return name if "." in name else re.sub(r"\bauc\b", "AUC", name.replace("_", " "))
 
 
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+def _pairs(values: Mapping[str, Any]) -> list[list[str]]:
+    return [[_words(name), _shown(value)] for name, value in values.items()]
+
+
+def _shown(value: object, of_float: str = ".4g") -> str:
+    """A scalar or a list as a person reads it."""
+    match value:
+        case None | "":
+            return UNKNOWN
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return format(value, of_float)
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return ", ".join(map(_shown, value)) or "none"
+        case Mapping():
+            return ", ".join(f"{_words(name)} {_shown(each)}" for name, each in value.items()) or "none"
+        case _:
+            return str(value)
+
+
+def _print_columns(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
+    """Prints rows as aligned columns, those of `right` flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    flush_right = set(right)
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [
+            cell.rjust(width) if place in flush_right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         print("  ".join(cells).rstrip())
 
 

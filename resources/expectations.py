@@ -22,11 +22,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.steps.progress import working
+from resources.expectation_texts import explain, figures
 from resources.snapshots import Snapshot, day_of
-
-SAMPLE = 5
-"""Offending values shown with a failed check."""
-
 
 VERSION = "version"
 """The metadata of a verdict that names what it is about."""
@@ -194,8 +191,8 @@ def evaluate(
             subjects,
             set() if passed else _failing_days(check, evidence, subjects) or all_days,
             severity=check.severity,
-            description="; ".join(_explain(result) for result in mine if not result.success) or None,
-            metadata={**(metadata or {}), **_figures(mine)},
+            description="; ".join(explain(result) for result in mine if not result.success) or None,
+            metadata={**(metadata or {}), **figures(mine, _only_row(evidence))},
         )
 
 
@@ -233,6 +230,13 @@ def _report_days(context: dg.AssetCheckExecutionContext | dg.AssetExecutionConte
             event_specific_data=evaluation,
         )
         context.instance.report_dagster_event(event, context.run.run_id)
+
+
+def _only_row(evidence: DataFrame | pd.DataFrame) -> dict[str, Any] | None:
+    """The evidence where it is one row of figures."""
+    if isinstance(evidence, pd.DataFrame) and len(evidence) == 1:
+        return {str(name): evidence[name].iloc[0] for name in evidence}
+    return None
 
 
 def _has_passed(check: Check, results: Mapping[str, Any]) -> bool:
@@ -303,60 +307,3 @@ def _validate(
         suite.add_expectation(known(**expectation.arguments, meta={"key": expectation.key}))
     results: list[Any] = list(batch.validate(suite, result_format=result_format).results)
     return {result.expectation_config.meta["key"]: result for result in results}
-
-
-def _explain(result: Any) -> str:
-    config = result.expectation_config
-    if messages := _exceptions(result):
-        shown = "an error that may quote device ids" if _is_about_ids(result) else "; ".join(messages)
-        return f"{config.type} raised: {shown}"
-    wanted = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
-    return f"expected {config.type} {wanted}, observed {_observed(result)}"
-
-
-def _exceptions(result: Any) -> list[str]:
-    """What an expectation raised: described at once, or by each metric that it could not compute."""
-    info = result.exception_info
-    described = [info] if "raised_exception" in info else info.values()
-    return sorted({str(each["exception_message"]) for each in described if each["raised_exception"]})
-
-
-def _figures(results: Sequence[Any]) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for result in results:
-        config = result.expectation_config
-        columns = [config.kwargs.get(name) for name in ("column", "column_A", "column_B")]
-        columns = [name for name in columns if name] or config.kwargs.get("column_list") or ["table"]
-        name = f"{'+'.join(columns)}: {config.type.removeprefix('expect_').removeprefix('column_values_to_')}"
-        threshold = {k: v for k, v in config.kwargs.items() if k not in {"batch_id", "column", "column_list"}}
-        figures[name] = dg.MetadataValue.json(
-            {"observed": _observed(result), "threshold": _plain(threshold), "success": bool(result.success)}
-        )
-    return figures
-
-
-def _observed(result: Any) -> Any:
-    if _exceptions(result):
-        return "nothing: it raised"
-    found = dict(result.result)
-    if found.get("unexpected_count"):
-        if _is_about_ids(result):
-            return {"unexpected": _plain(found["unexpected_count"]), "sample": "device ids are never shown"}
-        sample = [_plain(value) for value in found.get("partial_unexpected_list", [])[:SAMPLE]]
-        return {"unexpected": _plain(found["unexpected_count"]), "sample": sample}
-    return _plain(found.get("observed_value", {"unexpected": 0}))
-
-
-def _is_about_ids(result: Any) -> bool:
-    return "device_id" in str(result.expectation_config.kwargs)
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON has it; what JSON lacks, as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if isinstance(value, str | int | float | bool) or value is None:
-        return value
-    return value.item() if hasattr(value, "item") else str(value)

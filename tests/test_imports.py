@@ -285,7 +285,8 @@ def test_installed_our_packages_are_found_from_any_directory(tmp_path: Path) -> 
     not is_installed(), reason="audience-factory is not installed here; `make setup` installs it"
 )
 def test_elsewhere_pythonpath_wins_which_is_why_make_unsets_it(tmp_path: Path, foreign: Path) -> None:
-    # Nothing that is installed comes before PYTHONPATH; the Makefile's commands therefore run without it.
+    # Nothing that is installed comes before PYTHONPATH; our commands therefore run without it.
     origins = run(PRINT_ORIGINS, directory=tmp_path, pythonpath=foreign)
     assert origins["assets"] == str(foreign / "assets/__init__.py")
-    assert "unset PYTHONPATH" in (REPOSITORY / "Makefile").read_text()
+    for program in ("run", "Makefile"):
+        assert "unset PYTHONPATH" in (REPOSITORY / program).read_text()

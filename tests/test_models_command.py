@@ -64,11 +64,13 @@ class Place:
     def store(self) -> ModelStore:
         return ModelStore(root=str(self.root / "data/models"))
 
-    def candidate(self, model: str, bias: float, auc: float, precise: float | None = 0.5) -> ModelRecord:
+    def candidate(
+        self, model: str, bias: float, auc: float, precise: float | None = 0.5, test_auc: float | None = None
+    ) -> ModelRecord:
         """Trains a model that gives every device the same probability."""
         state = {"weights": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
         trained = TrainedLogistic(state, LogisticConfig(), chosen_c=1.0, validation_auc={1.0: auc})
-        metrics = {"validation": {"auc": auc}}
+        metrics = {"validation": {"auc": auc}} | ({"test": {"auc": test_auc}} if test_auc else {})
 
         def write(directory: Path) -> Mapping[str, Any]:
             write_bundle(
@@ -111,7 +113,10 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -
 # --- list -----------------------------------------------------------------------------------------
 
 
-def test_every_version_of_every_model_is_listed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_serves_is_listed_first_and_then_the_newest(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    xgboost = place.candidate("xgboost", 2.0, auc=0.8, test_auc=0.75)
     first, second = place.champion(0.0, auc=0.7), place.champion(1.0, auc=0.85)
     main(["rollback", "buyers"])
     capsys.readouterr()
@@ -119,11 +124,12 @@ def test_every_version_of_every_model_is_listed(place: Place, capsys: pytest.Cap
     times = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
     assert all(times.search(line) for line in lines[1:])
     assert [re.sub(r"  +", " | ", times.sub("TIME", line)) for line in lines] == [
-        "audience | model | version | recorded (UTC) | why | engine | validation AUC",
-        f"buyers | champion (dnn) | {first.version} | current | TIME | rolled back | torch | 0.7000",
-        f"buyers | champion (dnn) | {second.version} | TIME | trained | torch | 0.8500",
-        f"buyers | dnn | {second.version} | current | TIME | trained | torch | 0.8500",
-        f"buyers | dnn | {first.version} | TIME | trained | torch | 0.7000",
+        "audience | model | version | since (UTC) | why | engine | validation AUC | test AUC",
+        f"buyers | champion (dnn) | {first.version} | serves | TIME | rolled back | torch | 0.7000 | –",
+        f"buyers | champion (dnn) | {second.version} | TIME | trained | torch | 0.8500 | –",
+        f"buyers | dnn | {second.version} | newest | TIME | trained | torch | 0.8500 | –",
+        f"buyers | dnn | {first.version} | TIME | trained | torch | 0.7000 | –",
+        f"buyers | xgboost | {xgboost.version} | newest | TIME | trained | torch | 0.8000 | 0.7500",
     ]
 
 
@@ -137,10 +143,12 @@ def test_a_list_for_programs(place: Place, capsys: pytest.CaptureFixture[str]) -
         "candidate": "dnn",
         "version": record.version,
         "current": True,
+        "state": "serves",
         "recorded_at": recorded_at,
         "reason": "trained",
         "engine": "torch",
         "validation_auc": 0.7,
+        "test_auc": None,
         "problem": None,
     }
     assert [line["model"] for line in listed] == ["champion", "dnn"]
@@ -167,32 +175,65 @@ def test_an_empty_store_says_so(place: Place, capsys: pytest.CaptureFixture[str]
 # --- describe -------------------------------------------------------------------------------------
 
 
-def test_a_version_is_described(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    record = place.champion(0.0, auc=0.7)
-    place.champion(1.0, auc=0.8)
-    printed = said(capsys, "describe", "buyers", record.version)
-    texts = dict(re.split(r":\s+", line, maxsplit=1) for line in printed.splitlines())
+def test_a_version_is_described_in_tables(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    record = place.candidate("dnn", 0.0, auc=0.7, test_auc=0.65)
+    [entry] = place.store.versions_of("buyers", "dnn")
     path = place.store.bundle(record)
-    assert texts.pop("recorded").endswith(" UTC, trained")
-    assert len(texts.pop("weights sha256")) == 64
-    assert texts == {
-        "audience": "buyers",
-        "model": "champion",
-        "candidate": "dnn",
-        "version": f"{record.version}, not current",
-        "engine": "torch",
-        "architecture": "name logistic",
-        "fields": "apps: 4 ids, 3 a row at most",
-        "vocabulary hash": VOCABULARY.hash,
-        "training days": "2025-03-11",
-        "code version": "1",
-        "validation metrics": "auc 0.7",
-        "thresholds": "precise 0.5",
-        "training_set": "set-1",
-        "size": f"{sum(p.stat().st_size for p in path.iterdir()):,} bytes in 3 files",
-        "path": str(path),
-        "integrity": "intact: weights, manifest and vocabulary have the hash that names the version",
-    }
+    weights = place.store.manifest(record).weights_sha256
+    assert said(capsys, "describe", "buyers", "--model", "dnn") == dedent(f"""\
+        buyers      dnn: dnn {record.version}
+                    is the newest, trained
+        since       {entry.recorded_at:%Y-%m-%d %H:%M:%S} UTC
+        trained on  2025-03-11
+        integrity   intact: weights, manifest and vocabulary have the hash that names the version
+
+        metrics
+               validation    test
+          AUC      0.7000  0.6500
+
+        thresholds
+          precise  0.5
+
+        fields
+          apps  4 ids  3 a row at most
+
+        architecture
+          engine  torch
+          name    logistic
+
+        made from
+          training set     set-1
+          vocabulary hash  {VOCABULARY.hash}
+          code version     1
+
+        files
+          bundle          {path}
+          size            {sum(p.stat().st_size for p in path.iterdir()):,} bytes in 3 files
+          weights sha256  {weights}
+          card            –
+        """)
+
+
+def test_a_champion_that_a_newer_one_replaced_is_described_as_such(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former, serving = place.champion(0.0, auc=0.7), place.champion(1.0, auc=0.8)
+    state = r"^buyers +champion: dnn {}\n +{}, trained\n"
+    assert re.match(
+        state.format(former.version, "is not current"), said(capsys, "describe", "buyers", former.version)
+    )
+    assert re.match(state.format(serving.version, "serves"), said(capsys, "describe", "buyers"))
+
+
+def test_what_the_store_knows_of_a_version_is_a_table_each(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = place.candidate("dnn", 0.0, auc=0.7)
+    known = {"promotion": {"accepted": True, "auc_low": 0.61234, "former": None, "rows": 12345}}
+    place.store.record(replace(record, model="champion", properties={**record.properties, **known}))
+    assert ("\npromotion\n  accepted  yes\n  AUC low   0.6123\n  former    –\n  rows      12,345\n") in said(
+        capsys, "describe", "buyers"
+    )
 
 
 def test_a_description_for_programs(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,9 +250,7 @@ def test_a_damaged_version_is_described_as_such_and_fails(
     record = place.champion(0.0, auc=0.7)
     weights = place.store.bundle(record) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
-    assert "integrity:           DAMAGED: the content has hash " in said(
-        capsys, "describe", "buyers", status=1
-    )
+    assert "integrity   DAMAGED: the content has hash " in said(capsys, "describe", "buyers", status=1)
     assert json.loads(said(capsys, "describe", "buyers", "--json", status=1))["intact"] is False
 
 

@@ -215,21 +215,6 @@ def test_a_chosen_java_that_is_gone_is_chosen_again(checkout: Path) -> None:
     assert stale_parts(checkout) == {"java"}
 
 
-def test_dagster_home_follows_the_config_of_the_checkout(tmp_path: Path) -> None:
-    (tmp_path / "dagster.yaml").write_text("first\n")
-    setup.link_dagster_config(tmp_path)
-    (tmp_path / "dagster.yaml").write_text("second\n")
-    setup.link_dagster_config(tmp_path)
-    assert (tmp_path / "dagster_home" / "dagster.yaml").read_text() == "second\n"
-
-
-def test_a_dagster_config_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "dagster_home").mkdir()
-    (tmp_path / "dagster_home" / "dagster.yaml").write_text("mine\n")
-    setup.link_dagster_config(tmp_path)
-    assert (tmp_path / "dagster_home" / "dagster.yaml").read_text() == "mine\n"
-
-
 def make(root: Path, *arguments: str, programs: Path) -> subprocess.CompletedProcess[str]:
     """Runs make with few programs on PATH, in a folder with a space in its name."""
     folder = root / "a checkout"

@@ -1,30 +1,11 @@
-"""The UI: a history made by real runs, asked for the way the browser does, over GraphQL."""
+"""The UI of `make ui`: a history made by real runs, asked for over GraphQL as the browser does."""
 
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
-
-import dagster as dg
-import pytest
 
 from pipelines import demo
-from tests.small_project import FIRST_DAY, LAST_DAY, SCORED_DAY, Chain, SmallProject, day_keys
-
-ROOT = Path(__file__).parent.parent
-START_SECONDS = 240
-"""Two Python processes import Dagster and torch: seconds when idle, minutes on a machine that is not."""
-STOP_SECONDS = 30
+from tests.small_project import FIRST_DAY, LAST_DAY, SCORED_DAY, Chain, day_keys
+from tests.ui_server import UiServer, ask
 
 LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries {
     name loadStatus locationOrLoadError { __typename ... on PythonError { message } }
@@ -66,15 +47,6 @@ TOKENS = """{ assetOrError(assetKey: {path: ["feature_tokens"]}) { ... on Asset 
     } }
 } } }"""
 ASSETS = """{ assetNodes { assetKey { path } kinds opVersion description } }"""
-LAUNCH = """mutation { launchPipelineExecution(executionParams: {
-    selector: {
-        repositoryLocationName: "audience_factory", repositoryName: "__repository__",
-        pipelineName: "__ASSET_JOB", assetSelection: [{path: ["daily_fields"]}]
-    },
-    mode: "default", runConfigData: "{}",
-    executionMetadata: {tags: [{key: "dagster/partition", value: "%s"}]}
-}) { ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-STATUS = """{ runOrError(runId: "%s") { ... on Run { status } } }"""
 EXECUTIONS = """{ assetCheckExecutions(
     assetKey: {path: ["daily_fields"]}, checkName: "every_event_is_aggregated", limit: 5, partition: "%s"
 ) { runId status partition } }"""
@@ -83,88 +55,8 @@ SCHEDULES = """{ repositoriesOrError { ... on RepositoryConnection { nodes {
 } } } }"""
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def serving(module: str, arguments: Sequence[str], home: Path, project: SmallProject) -> Iterator[str]:
-    """Runs a server of Dagster's until the block ends; gives its address, once it answers."""
-    home.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "dagster.yaml", home)
-    port, log = free_port(), home.parent / f"{module}.log"
-    places = {"DAGSTER_HOME": home, "AUDIENCES_DIR": project.audiences_dir, "DATA_DIR": project.data_dir}
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments, "-h", "127.0.0.1", "-p", str(port)],
-            cwd=ROOT,
-            env=os.environ | {name: str(path) for name, path in places.items()},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until_it_answers(f"{address}/server_info", server, log)
-        yield address
-    finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            server.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)  # the session that Popen started: nothing but this server
-            server.wait()
-
-
-def wait_until_it_answers(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            with urlopen(url, timeout=10):
-                return
-        except (URLError, ConnectionError, TimeoutError):
-            if server.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"nothing answers at {url}:\n{log.read_text()}")
-            time.sleep(0.5)
-
-
-def ask(address: str, query: str) -> Any:
-    """The answer to a GraphQL query, without the levels that have one key only."""
-    body = json.dumps({"query": query}).encode()
-    request = Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
-    with urlopen(request, timeout=60) as response:
-        answer = json.load(response)
-    assert "errors" not in answer, answer
-    data = answer["data"]
-    while isinstance(data, dict) and len(data) == 1:
-        [data] = data.values()
-    return data
-
-
-def run_as_the_demo_does(instance: dg.DagsterInstance) -> None:
-    """Runs a job named like one of ours; where the UI lists it depends on no more of it."""
-
-    @dg.asset
-    def nothing_much() -> None: ...
-
-    job = dg.define_asset_job("features_job", [nothing_much])
-    definitions = dg.Definitions([nothing_much], jobs=[job], executor=dg.in_process_executor)
-    demo.Chain(definitions, instance).run("features_job", "one of a demo")
-
-
-@pytest.fixture(scope="module")
-def ui(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a webserver on the history of the small project's chain, and of one run of a demo."""
-    home = shutil.copytree(chain.home, tmp_path_factory.mktemp("ui") / "dagster_home")
-    with dg.DagsterInstance.local_temp(str(home)) as instance:
-        run_as_the_demo_does(instance)
-    with serving("dagster_webserver", ["-w", "workspace.yaml"], home, chain.project) as address:
-        yield address
-
-
 def test_the_location_loads(ui: str) -> None:
+    """Its workspace.yaml is found, which settings in pyproject.toml would make Dagster ignore."""
     [location] = ask(ui, LOCATIONS)
 
     assert (location["name"], location["loadStatus"]) == ("audience_factory", "LOADED")
@@ -172,7 +64,7 @@ def test_the_location_loads(ui: str) -> None:
 
 
 def test_the_runs_are_there(chain: Chain, ui: str) -> None:
-    runs = ask(ui, RUNS)
+    runs = [run for run in ask(ui, RUNS) if run["jobName"] != "__ASSET_JOB"]
 
     assert [run["status"] for run in runs] == ["SUCCESS"] * (len(chain.results) + 1)
     assert {run["jobName"] for run in runs} == {"ingestion_job", "features_job", "training_job", "daily_job"}
@@ -264,35 +156,19 @@ def test_the_schedules_show_as_off(ui: str) -> None:
     }
 
 
-@pytest.fixture(scope="module")
-def dev(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a bare `dagster dev`, with its daemon, on a copy of the history and its data.
+def test_a_run_launched_in_the_ui_for_an_older_day_is_checked_for_that_day(
+    ui: str, launched_run: str
+) -> None:
+    executions = ask(ui, EXECUTIONS % FIRST_DAY)
 
-    No -w, no -m: it finds workspace.yaml, which settings in pyproject.toml would make it ignore.
-    """
-    root = tmp_path_factory.mktemp("dev")
-    home = shutil.copytree(chain.home, root / "dagster_home")
-    with serving("dagster", ["dev"], home, chain.project.copied_to(root / "data")) as address:
-        yield address
+    [launched] = [each for each in executions if each["runId"] == launched_run]
+    assert launched == {"runId": launched_run, "status": "SUCCEEDED", "partition": str(FIRST_DAY)}
 
 
-def test_a_bare_dagster_dev_serves_the_workspace(dev: str) -> None:
-    [location] = ask(dev, LOCATIONS)
+def test_the_ui_says_no_warning_but_the_one_that_is_explained(ui_server: UiServer) -> None:
+    """README explains what the daemon says of older events; the JVM of a run says that it uses a module."""
+    known = ("No cursor for event type", "Using incubator modules")
+    said = ui_server.log.read_text().splitlines()
 
-    assert location["name"] == "audience_factory"
-    assert location["locationOrLoadError"] == {"__typename": "RepositoryLocation"}
-
-
-def test_a_run_launched_in_the_ui_for_an_older_day_is_checked_for_that_day(dev: str) -> None:
-    older = str(FIRST_DAY)
-    run_id = ask(dev, LAUNCH % older)
-
-    end = time.monotonic() + START_SECONDS
-    while (status := ask(dev, STATUS % run_id)) not in {"SUCCESS", "FAILURE", "CANCELED"}:
-        assert time.monotonic() < end, status
-        time.sleep(1)
-
-    assert status == "SUCCESS"
-    executions = ask(dev, EXECUTIONS % older)
-    assert [each["partition"] for each in executions if each["runId"] == run_id] == [older]
-    assert executions[0]["status"] == "SUCCEEDED"
+    warnings = [line for line in said if "warning" in line.lower()]
+    assert [line for line in warnings if not any(text in line for text in known)] == []
