@@ -27,7 +27,7 @@ from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_training import train_dnn
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
-from pipelines.steps.models.metrics import compare_auc, evaluate
+from pipelines.steps.models.metrics import compare_auc, compute_metrics
 from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 from pipelines.steps.promotion.candidate_models import (
     BLEND,
@@ -128,7 +128,7 @@ def run_round(rows: TrainingRows, vocabulary: Vocabulary, seed: int, models: Seq
         measured = {}
         for name in models:
             probabilities = load_bundle(bundles[name]).score(test.bags)
-            metrics = evaluate(test.labels, probabilities).to_dict()
+            metrics = compute_metrics(test.labels, probabilities).to_dict()
             figures = {figure: metrics[figure] for figure in FIGURES} | {"seconds": seconds[name]}
             measured[name] = Measured(figures, probabilities)
     return Round(test.labels, measured, chosen)

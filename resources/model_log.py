@@ -79,7 +79,7 @@ class LogEntry:
     restores: int | None = None
 
     @property
-    def place(self) -> int:
+    def position(self) -> int:
         """The entry that the model stands at since this one: a rollback goes back, all else is the end."""
         return self.number if self.restores is None else self.restores
 
@@ -172,13 +172,13 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _before(self, current: LogEntry) -> LogEntry:
         """What a rollback returns to: the last entry before with another version."""
         audience, model, version = current.record.audience, current.record.model, current.record.version
-        place = current.place
-        while place > 1:
-            entry = self._entry(audience, model, place - 1)
+        position = current.position
+        while position > 1:
+            entry = self._entry(audience, model, position - 1)
             if entry.record.version != version:
                 return entry
-            place = entry.place  # past what was rolled back from
-        since = self._entry(audience, model, current.place).recorded_at
+            position = entry.position  # past what was rolled back from
+        since = self._entry(audience, model, current.position).recorded_at
         raise BundleError(
             f"audience {audience} had no {model} before {version}",
             found=f"nothing earlier than {since:%Y-%m-%d %H:%M} UTC that was not rolled back",

@@ -219,7 +219,7 @@ class ModelStore(ModelLog):
         current = self._newest(audience, model)
         before = self._before(current)
         self._require_serviceable(before.record, by_precision)
-        entry = LogEntry(current.number + 1, before.record, ROLLED_BACK, datetime.now(UTC), before.place)
+        entry = LogEntry(current.number + 1, before.record, ROLLED_BACK, datetime.now(UTC), before.position)
         if not self._append(entry):
             raise BundleError(
                 f"the {model} of {audience} changed while it was rolled back",

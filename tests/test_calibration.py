@@ -13,7 +13,7 @@ from pipelines.steps.models.calibration import (
     correct_for_sampling,
     fit_calibration,
 )
-from pipelines.steps.models.metrics import evaluate
+from pipelines.steps.models.metrics import compute_metrics
 
 
 def overconfident(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,10 @@ def overconfident(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_overconfident_probabilities_are_calibrated_on_rows_not_seen(rows: int, method: str) -> None:
     calibration = fit_calibration(*overconfident(rows))
     labels, probabilities = overconfident(40_000, seed=1)
-    before, after = evaluate(labels, probabilities), evaluate(labels, calibration.apply(probabilities))
+    before, after = (
+        compute_metrics(labels, probabilities),
+        compute_metrics(labels, calibration.apply(probabilities)),
+    )
     assert calibration.method == method
     assert before.calibration_error > 0.1 > 0.02 > after.calibration_error
     assert after.log_loss < before.log_loss

@@ -10,7 +10,7 @@ from pipelines.steps.models.metrics import (
     Threshold,
     compare_auc,
     comparison_table,
-    evaluate,
+    compute_metrics,
     measure_auc,
     threshold_for_precision,
 )
@@ -27,7 +27,7 @@ def metrics(auc: float, average_precision: float = 0.5, rows: int = 100) -> Metr
 
 
 def test_metrics_equal_hand_counted_values() -> None:
-    measured = evaluate(LABELS, PROBABILITIES)
+    measured = compute_metrics(LABELS, PROBABILITIES)
     assert measured.auc == pytest.approx(11 / 16)
     assert measured.average_precision == pytest.approx((1 + 2 / 3 + 3 / 4 + 4 / 7) / 4)
     chances = np.where(LABELS == 1, PROBABILITIES, 1 - PROBABILITIES)
@@ -40,13 +40,13 @@ def test_metrics_equal_hand_counted_values() -> None:
 
 
 def test_recall_is_zero_where_no_threshold_reaches_the_precision() -> None:
-    measured = evaluate(np.array([0, 1, 0]), np.array([0.9, 0.5, 0.1]))
+    measured = compute_metrics(np.array([0, 1, 0]), np.array([0.9, 0.5, 0.1]))
     assert measured.recall_at_precision_50 == 1.0
     assert measured.recall_at_precision_70 == 0.0
 
 
 def test_probabilities_of_exactly_zero_and_one_have_a_finite_log_loss() -> None:
-    assert np.isfinite(evaluate(np.array([0, 1]), np.array([1.0, 0.0], dtype=np.float32)).log_loss)
+    assert np.isfinite(compute_metrics(np.array([0, 1]), np.array([1.0, 0.0], dtype=np.float32)).log_loss)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_probabilities_of_exactly_zero_and_one_have_a_finite_log_loss() -> None:
 )
 def test_what_is_no_probability_is_refused(probabilities: list[float], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        evaluate(np.array([0, 1]), np.array(probabilities))
+        compute_metrics(np.array([0, 1]), np.array(probabilities))
 
 
 def test_one_class_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"(?s)one class.*0 positives in 2 rows"):
-        evaluate(np.array([0, 0]), np.array([0.1, 0.2]))
+        compute_metrics(np.array([0, 0]), np.array([0.1, 0.2]))
 
 
 def test_the_bootstrap_measures_auc_as_scikit_learn_does() -> None:

@@ -14,7 +14,7 @@ from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID, Ragged
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.metrics import Difference, Interval, evaluate
+from pipelines.steps.models.metrics import Difference, Interval, compute_metrics
 from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import make_card
 from pipelines.steps.promotion.model_report import (
@@ -136,7 +136,7 @@ def test_the_strongest_token_comes_first(scorer: Scorer, rows: dict[str, Ragged]
 
 def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray) -> None:
     report = report_model(scorer, labels, scorer.score(rows), rows, {"sure": 0.8, "surer": None})
-    metrics = {"logistic": evaluate(labels, report.probabilities)}
+    metrics = {"logistic": compute_metrics(labels, report.probabilities)}
     card = make_card("cars", {"version": "abc"}, report, metrics, {"dnn": Difference(0.01, -0.02, 0.03)})
     for text in [
         "# cars",
@@ -155,7 +155,7 @@ def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np
 def test_a_card_of_the_same_model_is_the_same(
     scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray, tmp_path: Path
 ) -> None:
-    metrics = {"logistic": evaluate(labels, scorer.score(rows))}
+    metrics = {"logistic": compute_metrics(labels, scorer.score(rows))}
     report = report_model(scorer, labels, scorer.score(rows), rows, {})
     first, second = (make_card("cars", {}, report, metrics) for _ in range(2))
     assert first == second
@@ -175,7 +175,9 @@ def test_a_card_says_on_which_rows_the_promotion_was_decided_and_how(
         former="v1",
         former_may_have_seen_rows=True,
     )
-    card = make_card("cars", {}, report, {"logistic": evaluate(labels, report.probabilities)}, None, refused)
+    card = make_card(
+        "cars", {}, report, {"logistic": compute_metrics(labels, report.probabilities)}, None, refused
+    )
     for text in [
         "## Promotion",
         "This model **does not serve**: it ranks the promotion rows worse than the former champion v1 by",

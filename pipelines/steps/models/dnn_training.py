@@ -40,7 +40,7 @@ from pipelines.steps.models.dnn_checkpoint import Checkpoint, State
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of, torch_threads
 from pipelines.steps.models.embedding_init import correspondence_embeddings
-from pipelines.steps.models.metrics import evaluate
+from pipelines.steps.models.metrics import compute_metrics
 from pipelines.steps.progress import Work, beating
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class _MemberRun:
 
     def epoch(self, train: Rows, validation: Rows) -> EpochReport:
         train_loss = self._pass(train)
-        metrics = evaluate(validation.labels, self._probabilities(validation))
+        metrics = compute_metrics(validation.labels, self._probabilities(validation))
         number = len(self.curve) + 1
         gained = metrics.auc > self.best_auc
         if gained:

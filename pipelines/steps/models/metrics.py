@@ -69,7 +69,7 @@ class Threshold:
     rows: int
 
 
-def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
+def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
     """Measures one model.
 
     Args:

@@ -14,7 +14,7 @@ from pipelines.steps.models.blend_model import BlendedModel, mean_in_logits
 from pipelines.steps.models.bundle import TrainedModel, write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.calibration import Calibration, correct_for_sampling, fit_calibration
-from pipelines.steps.models.metrics import Metrics, Threshold, evaluate, threshold_for_precision
+from pipelines.steps.models.metrics import Metrics, Threshold, compute_metrics, threshold_for_precision
 
 CODE_VERSION = "3"
 """Raised when the same rows and settings would train another model."""
@@ -91,7 +91,8 @@ def measure_candidate(
     calibration = fit_calibration(validation.labels, corrected).after_sampling(negatives_kept)
     calibrated = Scores(calibration.apply(plain.validation), calibration.apply(plain.test))
     measured = Measured(
-        evaluate(validation.labels, calibrated.validation), evaluate(test.labels, calibrated.test)
+        compute_metrics(validation.labels, calibrated.validation),
+        compute_metrics(test.labels, calibrated.test),
     )
     return Candidate(trained, calibration, measured, calibrated)
 

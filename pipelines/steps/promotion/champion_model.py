@@ -19,7 +19,7 @@ from pipelines.steps.models.metrics import (
     Interval,
     Metrics,
     compare_auc,
-    evaluate,
+    compute_metrics,
     measure_auc,
 )
 from pipelines.steps.promotion.candidate_models import BLEND
@@ -60,7 +60,7 @@ def choose(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], *, seed:
         probabilities: Model → its probabilities [rows], BLEND's among them.
         seed: Of the bootstrap.
     """
-    single = {name: evaluate(labels, found) for name, found in probabilities.items() if name != BLEND}
+    single = {name: compute_metrics(labels, found) for name, found in probabilities.items() if name != BLEND}
     best = choose_champion(single)
     gain = compare_auc(labels, probabilities[BLEND], probabilities[best], seed=seed)
     return Choice(BLEND if gain.low > 0 else best, best, gain)
