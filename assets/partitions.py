@@ -18,9 +18,9 @@ MAX_PARTITIONS_PER_RUN = 366
 SCHEDULE_MINUTE = 30
 """Of the hour `max_late_hours` after midnight, when the day's run begins."""
 LONGEST_RUN_HOURS = 6
-"""What dagster.yaml's max_runtime_seconds lets a run take."""
+"""What dagster_instance.yaml's max_runtime_seconds lets a run take."""
 SPARK_POOL = "spark"
-"""Dagster's pool of every asset that uses Spark; dagster.yaml says how many runs may hold it at once."""
+"""Dagster's pool of every asset that uses Spark; dagster_instance.yaml says how many runs may hold it at once."""
 
 
 @dataclass(frozen=True)

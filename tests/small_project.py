@@ -35,7 +35,9 @@ WINDOW_DAYS, HORIZON_DAYS = 3, 3
 AUDIENCES = ("bike_buyers", "car_buyers")
 DEVICES = 300
 MAX_LATE_HOURS = 2
-PYTHON_LOGS = yaml.safe_load((Path(__file__).parent.parent / "dagster.yaml").read_text())["python_logs"]
+PYTHON_LOGS = yaml.safe_load((Path(__file__).parent.parent / "dagster_instance.yaml").read_text())[
+    "python_logs"
+]
 """What the run's log shows of the domain's words, as a user has it."""
 
 SCHEMA = pa.schema(

@@ -159,7 +159,7 @@ def test_a_daily_asset_is_expected_by_the_end_of_the_longest_run_of_the_schedule
 
 
 def test_the_longest_run_is_the_one_that_dagster_lets_go_on() -> None:
-    settings = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    settings = yaml.safe_load((ROOT / "dagster_instance.yaml").read_text())
 
     assert settings["run_monitoring"]["max_runtime_seconds"] == LONGEST_RUN_HOURS * 3600
 

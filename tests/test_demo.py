@@ -74,7 +74,7 @@ def test_the_lock_is_free_again_after_a_demo_that_failed(capsys: pytest.CaptureF
 def test_the_world_goes_on_from_demo_to_demo(elsewhere: Path) -> None:
     """Days already made stay valid: the first day and the days trained on do not move."""
     shutil.copytree(REPOSITORY / "audiences", elsewhere / "audiences")
-    shutil.copy(REPOSITORY / "dagster.yaml", elsewhere)
+    shutil.copy(REPOSITORY / "dagster_instance.yaml", elsewhere)
     options = demo.parse(["simulated", *SMALL])
 
     first = demo.prepare(options, TODAY)
