@@ -20,7 +20,7 @@ SCHEDULE_MINUTE = 30
 LONGEST_RUN_HOURS = 6
 """What dagster_instance.yaml's max_runtime_seconds lets a run take."""
 SPARK_POOL = "spark"
-"""Dagster's pool of every asset that uses Spark; dagster_instance.yaml says how many runs may hold it at once."""
+"""Dagster's pool of assets that use Spark; dagster_instance.yaml says how many runs may hold it at once."""
 
 
 @dataclass(frozen=True)
