@@ -9,8 +9,7 @@ export DATA PORT
 # for the JAVA_HOME that it may name.
 ISOLATED = unset PYTHONPATH PYTHONHOME
 SETTINGS = if [ -f .env ]; then set -a; . ./.env; set +a; fi
-# `dg dev`, which Dagster would have us use, is a package of its own that starts this very command.
-UI = python -W 'ignore:Function `dev_command` is superseded' -m dagster dev -h 127.0.0.1 -p "$$PORT"
+UI = python -m dagster dev -h 127.0.0.1 -p "$$PORT"
 RETAIL_HOME = DAGSTER_HOME="$${DAGSTER_HOME:-dagster_home/online_retail}"; export DAGSTER_HOME
 # Tests read none of the user's settings, and write to none of the user's places.
 RUN_TESTS = $(ISOLATED); unset AUDIENCES_DIR DATA_DIR DAGSTER_HOME SPARK_MASTER SPARK_REMOTE SPARK_CONF SPARK_HOME; \

@@ -57,6 +57,16 @@ def test_no_foreign_package_comes_before_ours(checkout: Path) -> None:
     ]
 
 
+def test_dagsters_commands_are_run_without_the_advice_to_install_others(checkout: Path) -> None:
+    [silenced] = shown(checkout, "PYTHONWARNINGS", PYTHONWARNINGS="error")
+    assert silenced.split(",") == [
+        "error",
+        "ignore:Function `dev_command` is superseded",
+        "ignore:Function `asset_materialize_command` is superseded",
+        "ignore:Function `job_execute_command` is superseded",
+    ]
+
+
 def test_settings_come_from_the_environment_and_dotenv_which_wins(checkout: Path) -> None:
     (checkout / ".env").write_text('DATA_DIR="/my data"\n')
     variables = shown(checkout, "DATA_DIR", "AUDIENCES_DIR", DATA_DIR="/other", AUDIENCES_DIR="mine")

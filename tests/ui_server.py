@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,11 +69,11 @@ def serving(home: Path, project: SmallProject) -> Iterator[UiServer]:
     shutil.copy(ROOT / "dagster_instance.yaml", home / "dagster.yaml")
     port, log = free_port(), home.parent / "ui.log"
     places = {"DAGSTER_HOME": home, "AUDIENCES_DIR": project.audiences_dir, "DATA_DIR": project.data_dir}
+    settings = [f"{name}={path}" for name, path in places.items()]  # by `env`: they win over those of a .env
     with log.open("w") as output:
         server = subprocess.Popen(
-            command_of_make_ui(port),
-            cwd=ROOT,
-            env=os.environ | {name: str(path) for name, path in places.items()},
+            [ROOT / "run", "env", *settings, *command_of_make_ui(port)],
+            env=os.environ | {"DAGSTER_HOME": str(home)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -93,12 +92,9 @@ def serving(home: Path, project: SmallProject) -> Iterator[UiServer]:
 
 
 def command_of_make_ui(port: int) -> list[str]:
-    """What the Makefile starts the UI with, on another port.
-
-    Not by `make ui`, which would set up first and read the user's settings.
-    """
-    [line] = re.findall(r"^UI = python (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    return [sys.executable, *shlex.split(line.replace("$$PORT", str(port)))]
+    """What the Makefile starts the UI with, on another port; `make ui` itself would set up first."""
+    [line] = re.findall(r"^UI = (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return shlex.split(line.replace("$$PORT", str(port)))
 
 
 def free_port() -> int:
