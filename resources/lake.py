@@ -30,7 +30,7 @@ from pydantic import Field, PrivateAttr
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.config.settings import how_to_make
+from pipelines.steps.config.settings import remedy_for_missing
 from pipelines.steps.errors import DataError, abridged, day_ranges
 from pipelines.steps.progress import Work, beating, working
 from resources.durable_files import draft_beside, make_directory_durably, sync_directory, write_durably
@@ -219,7 +219,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
             else f"no day of {table} is asked for",
             found=day_ranges(self.partition_keys(table)) or "no partition at all",
             expected=day_ranges(wanted) or "a partition at least",
-            remedy=how_to_make(table, missing) if missing else "this is a fault of the step that asks",
+            remedy=remedy_for_missing(table, missing) if missing else "this is a fault of the step that asks",
         )
 
     def _see(self, table: str, partition: Partition) -> None:

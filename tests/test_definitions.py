@@ -11,6 +11,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.definitions import build_definitions
+from pipelines.steps.config.settings import JOBS
 from pipelines.steps.errors import ConfigError
 from resources.spark import Spark
 from tests.small_project import (
@@ -149,6 +150,13 @@ def test_jobs_hold_the_assets_of_every_audience(definitions: dg.Definitions) -> 
     assert assets("features_job") == {"feature_tokens"}
     assert assets("daily_job") == features | own("predictions", "segments", "deliveries")
     assert assets("training_job") == {"feature_vocabulary"} | own(*OWN_EDGES.keys() - DAILY)
+
+
+def test_the_job_named_as_a_remedy_makes_the_table(definitions: dg.Definitions) -> None:
+    for table, job in JOBS.items():
+        made = definitions.resolve_job_def(job).asset_layer.selected_asset_keys
+        # What app_events rejects is kept in a table of its own.
+        assert {"rejected_events": "app_events"}.get(table, table) in {key.path[-1] for key in made}
 
 
 def test_adding_an_audience_is_adding_a_file(project: SmallProject) -> None:

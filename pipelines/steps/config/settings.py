@@ -73,7 +73,7 @@ def code_version(settings: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def how_to_make(table: str, keys: Iterable[str]) -> str:
+def remedy_for_missing(table: str, keys: Iterable[str]) -> str:
     """The remedy where partitions were never made: the job to run, and for which days."""
     if table not in JOBS:
         return f"materialize {table} for {day_ranges(keys)} first"
