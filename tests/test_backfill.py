@@ -88,14 +88,12 @@ def at_once(range_run: RangeRun) -> SmallProject:
 
 @pytest.fixture(scope="module")
 def day_by_day(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """The same two days, a run for each."""
+    """The same two days, a run for each: that of the last day is the chain's own."""
     root = tmp_path_factory.mktemp("day_by_day")
     project = chain.project.copied_to(root / "data")
     with chain.history(root / "home") as instance:
-        for day in day_keys(FIRST, LAST):
-            day_ = date.fromisoformat(day)
-            result = run_days(project.definitions(), instance, "daily_job", day_, day_)
-            assert result.success, failures(result)
+        result = run_days(project.definitions(), instance, "daily_job", FIRST, FIRST)
+    assert result.success, failures(result)
     return project
 
 
