@@ -1,6 +1,6 @@
 """Command line: check a project's files against its events, and print the commands of its first run.
 
-    python -m pipelines.check
+    ./run python -m pipelines.check
 
 It reads no row and starts no Spark, so that a wrong name is found in seconds.
 """

@@ -1,9 +1,9 @@
 """Command line: list, describe, promote and roll back the models of the store.
 
-    python -m pipelines.models list [AUDIENCE]
-    python -m pipelines.models describe AUDIENCE [VERSION] [--model MODEL]
-    python -m pipelines.models promote AUDIENCE VERSION [--model MODEL]
-    python -m pipelines.models rollback AUDIENCE [--model MODEL]
+    ./run python -m pipelines.models list [AUDIENCE]
+    ./run python -m pipelines.models describe AUDIENCE [VERSION] [--model MODEL]
+    ./run python -m pipelines.models promote AUDIENCE VERSION [--model MODEL]
+    ./run python -m pipelines.models rollback AUDIENCE [--model MODEL]
 
 It starts no Spark and loads no pipeline, so that it answers in a second or two when a champion misbehaves.
 """

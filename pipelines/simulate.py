@@ -1,6 +1,6 @@
 """Command line: simulate a world of mobile SDK events for the demo, or let it go on.
 
-    python -m pipelines.simulate [--until DAY] [--out DIR] [--devices N] [--events-per-day N] [--seed N]
+    ./run python -m pipelines.simulate [--until DAY] [--out DIR] [--devices N] [--events-per-day N] [--seed N]
 
 Run it again another day and the days that have ended since are added; what is there stays as it is. With
 other numbers it replaces the world.

@@ -241,7 +241,7 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
                 found=promotion.get("reason", "a challenger that was not promoted"),
                 expected="a model that is better than chance on the devices kept for promotion",
                 remedy="mend that and run the training job again; or promote a version "
-                f"with `python -m pipelines.models promote {audience} VERSION`",
+                f"with `./run python -m pipelines.models promote {audience} VERSION`",
             )
         return BundleError(
             f"audience {audience} has no {model} model",

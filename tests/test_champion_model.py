@@ -159,7 +159,7 @@ def test_a_new_champion_may_lack_a_little_and_no_more() -> None:
     assert refused.gain.low < refused.gain.value < refused.gain.high < 0
     assert refused.reason == (
         f"it ranks the promotion rows worse than the former champion v1 by {refused.auc_behind:.4f}, where "
-        "training.max_auc_loss allows 0.01; `python -m pipelines.models promote` overrules"
+        "training.max_auc_loss allows 0.01; `./run python -m pipelines.models promote` overrules"
     )
     assert decide_promotion(ROWS, GOOD, Former("v1", BEST, False), 0.4).accepted
     assert decide_promotion(ROWS, BEST, Former("v1", GOOD, False), 0.0).accepted

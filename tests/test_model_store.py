@@ -199,7 +199,7 @@ def test_an_audience_whose_models_were_not_good_enough_says_why_it_has_no_champi
         "  found:    it may be no better than chance\n"
         "  expected: a model that is better than chance on the devices kept for promotion\n"
         "  remedy:   mend that and run the training job again; or promote a version with "
-        "`python -m pipelines.models promote buyers VERSION`"
+        "`./run python -m pipelines.models promote buyers VERSION`"
     )
 
 

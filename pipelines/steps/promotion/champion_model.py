@@ -157,7 +157,7 @@ class Promotion:
                 f"it ranks the promotion rows worse than the former champion {self.former} by "
                 f"{self.auc_behind:.4f}, where training.max_auc_loss allows {self.max_auc_loss}"
                 + (f"; {SEEN_BY_FORMER}" if self.former_may_have_seen_rows else "")
-                + "; `python -m pipelines.models promote` overrules"
+                + "; `./run python -m pipelines.models promote` overrules"
             )
         return f"its AUC on {self.rows} promotion rows ({self.positives} positives) is {self.auc}"
 
