@@ -7,7 +7,13 @@ from pyspark.sql import functions as F
 
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
-from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, token_settings
+from pipelines.steps.config.settings import (
+    DAILY_FORMAT,
+    MADE_WITH,
+    code_version,
+    daily_settings,
+    token_settings,
+)
 from pipelines.steps.features.feature_tokens import PARQUET_OPTIONS, collect_tokens, files_of, window
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
 from resources.lake import Lake, materialized
@@ -56,7 +62,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     first, settings, needed = (
         project.fields.events.first_day,
         token_settings(project.fields),
-        daily_settings(project.fields),
+        DAILY_FORMAT | daily_settings(project.fields),
     )
     look_back = dg.TimeWindowPartitionMapping(
         start_offset=1 - window_days, allow_nonexistent_upstream_partitions=True
