@@ -1,14 +1,22 @@
-"""daily_fields: one row per device and day, each field's distinct raw values."""
+"""daily_fields: one row per device and day, each field's raw values and each measure's amounts."""
 
 from collections.abc import Iterator, Sequence
 
 import dagster as dg
+import pandas as pd
 from pyspark.sql import functions as F
 
 from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
-from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, event_settings
+from pipelines.steps.config.settings import (
+    DAILY_FORMAT,
+    MADE_WITH,
+    code_version,
+    daily_settings,
+    event_settings,
+    measure_settings,
+)
 from pipelines.steps.features.daily_fields import aggregate_days, event_columns, table_columns
 from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
@@ -47,6 +55,12 @@ COUNT_CHECKS = [
         "the rows' events sum up to the accepted events of the day",
         [expect("ExpectColumnPairValuesToBeEqual", column_A="aggregated", column_B="accepted")],
     ),
+    Check(
+        "every_amount_is_counted",
+        "no measure is NaN, infinite or of more than 20 digits before the point: such are not summed up",
+        [expect("ExpectColumnValuesToBeInSet", column="uncounted", value_set=[0])],
+        blocking=False,
+    ),
 ]
 
 
@@ -56,8 +70,10 @@ def blocking_checks() -> list[str]:
 
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    fields, settings = project.fields.fields, daily_settings(project.fields)
-    needed, table = event_settings(project.fields.events), TableDescription(table_columns(fields))
+    fields, measures = project.fields.fields, project.fields.measures
+    settings = DAILY_FORMAT | daily_settings(project.fields) | measure_settings(project.fields)
+    needed = event_settings(project.fields.events)
+    table = TableDescription(table_columns(fields, measures))
 
     @dg.asset(
         key=KEY,
@@ -80,7 +96,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         keys = keys_of(days_of(context))
         events = lake.snapshot("app_events", keys).made_with(needed)
         written = lake.write(
-            aggregate_days(events.frame(spark.session, event_columns(fields)), fields),
+            aggregate_days(events.frame(spark.session, event_columns(fields, measures)), fields, measures),
             "daily_fields",
             by=["day"],
             keys=keys,
@@ -100,16 +116,28 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     ) -> Iterator[dg.AssetCheckResult]:
         days = keys_of(checked_days(context))
         snapshot = lake.snapshot("daily_fields", days)
-        subjects, rows = subjects_of(snapshot), snapshot.frame(spark.session)
+        columns = ["device_id", "day", "events", "last_event_time", *(m.name for m in measures)]
+        subjects, rows = subjects_of(snapshot), snapshot.frame(spark.session, columns)
         evidence = rows.withColumn("last_event_day", F.to_date("last_event_time"))
         yield from report(context, evaluate(KEY, ROW_CHECKS, evidence, subjects))
-        sums = rows.groupBy("day").agg(F.sum("events").alias("aggregated")).toPandas()
-        sums = sums.assign(day=sums["day"].astype(str)).set_index("day")
-        counts = sums.reindex(days, fill_value=0).rename_axis("day").reset_index()
+        lost = {m.name: f"uncounted/{m.name}" for m in measures}
+        sums = rows.groupBy("day").agg(
+            F.sum("events").alias("aggregated"),
+            *[F.sum(F.col(name)["uncounted"]).alias(column) for name, column in lost.items()],
+        )
+        counts = _by_day(sums.toPandas(), days)
         counts["accepted"] = [_events_of(lake, partition) for partition in snapshot.partitions]
-        yield from report(context, evaluate(KEY, COUNT_CHECKS, counts, subjects))
+        counts["uncounted"] = counts[list(lost.values())].sum(axis=1)
+        metadata = {column: int(counts[column].sum()) for column in lost.values()}
+        yield from report(context, evaluate(KEY, COUNT_CHECKS, counts, subjects, metadata))
 
     return [daily_fields, daily_fields_checks]
+
+
+def _by_day(sums: pd.DataFrame, days: Sequence[str]) -> pd.DataFrame:
+    """A line per day, 0 where it has no row."""
+    sums = sums.assign(day=sums["day"].astype(str)).set_index("day")
+    return sums.reindex(days, fill_value=0).rename_axis("day").reset_index()
 
 
 def _events_of(lake: Lake, daily: Partition) -> int:

@@ -8,7 +8,13 @@ from pyspark.sql import functions as F
 from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.project import Project
-from pipelines.steps.config.settings import MADE_WITH, code_version, daily_settings, token_settings
+from pipelines.steps.config.settings import (
+    DAILY_FORMAT,
+    MADE_WITH,
+    code_version,
+    daily_settings,
+    token_settings,
+)
 from pipelines.steps.features.feature_tokens import (
     PARQUET_OPTIONS,
     collect_tokens,
@@ -65,7 +71,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     first, settings, needed = (
         project.fields.events.first_day,
         token_settings(project.fields),
-        daily_settings(project.fields),
+        DAILY_FORMAT | daily_settings(project.fields),
     )
     table = TableDescription(table_columns(fields, window_days))
     look_back = dg.TimeWindowPartitionMapping(

@@ -16,6 +16,7 @@ from assets import (
     candidate_models,
     champion_model,
     daily_fields,
+    daily_signals,
     deliveries,
     feature_tokens,
     feature_vocabulary,
@@ -59,6 +60,7 @@ def build_definitions(
     shared = [
         *app_events.build(project, days),
         *daily_fields.build(project, days),
+        *daily_signals.build(project, days),
         *feature_tokens.build(project, days),
         *feature_vocabulary.build(project),
         *predictions.build(project, days),

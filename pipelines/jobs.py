@@ -7,6 +7,7 @@ import dagster as dg
 
 from assets.partitions import SCHEDULE_MINUTE
 from pipelines.steps.config.project import Project
+from pipelines.steps.config.signals import SIGNALS
 
 SHARED = ["app_events", "daily_fields", "feature_tokens"]
 TRAINED = ["training_set", "dnn_model", "xgboost_model", "logistic_model", "champion_model"]
@@ -33,7 +34,8 @@ def build_jobs(project: Project) -> Jobs:
     ingestion_job = dg.define_asset_job(
         "ingestion_job",
         _selection(SHARED[:2], project, []),
-        description="Events and their daily aggregates; backfill it over the past before the first training.",
+        description="Events, their daily aggregates and signals; backfill it over the past before the first "
+        "training.",
     )
     features_job = dg.define_asset_job(
         "features_job",
@@ -66,4 +68,5 @@ def build_jobs(project: Project) -> Jobs:
 
 def _selection(shared: Sequence[str], project: Project, per_audience: Sequence[str]) -> dg.AssetSelection:
     own = [[audience.name, name] for audience in project.audiences for name in per_audience]
-    return dg.AssetSelection.assets(*shared, *own)
+    signals = [[SIGNALS, signal.name] for signal in project.signals if "daily_fields" in shared]
+    return dg.AssetSelection.assets(*shared, *signals, *own)

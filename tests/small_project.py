@@ -33,6 +33,7 @@ SCORED_DAY = date(2025, 3, 11)
 """The newest day whose horizon lies within the events."""
 WINDOW_DAYS, HORIZON_DAYS = 3, 3
 AUDIENCES = ("bike_buyers", "car_buyers")
+SIGNALS = ("car_pages", *AUDIENCES)
 DEVICES = 300
 MAX_LATE_HOURS = 2
 PYTHON_LOGS = yaml.safe_load((Path(__file__).parent.parent / "dagster_instance.yaml").read_text())[
@@ -70,6 +71,10 @@ FIELDS = """
       apps: {{column: app_package, kind: multi, normalizer: package, min_devices: 2}}
       device_model: {{column: device_model, kind: single, normalizer: device_model, min_devices: 2}}
       device_name: {{column: device_name, kind: single, normalizer: device_name, min_devices: 2}}
+    measures:
+      name_length: {{sql: length(app_package)}}
+    signals:
+      car_pages: {{where: app_package like 'com.cars.%'}}
     """
 
 CAR_BUYERS = """

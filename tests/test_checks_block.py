@@ -256,6 +256,18 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
         written("daily_fields", "tomorrow's time", last_event_a_day_later)
     ],
     "daily_fields:every_event_is_aggregated": [written("daily_fields", "a device lost", one_row_lost)],
+    "daily_signals:ids_and_times_are_present": [
+        written("daily_signals", "a null id", first_device_has("device_id", None)),
+    ],
+    "daily_signals:each_device_has_one_row_a_day": [
+        written("daily_signals", "a device twice", one_row_twice)
+    ],
+    "daily_signals:last_event_lies_in_its_day": [
+        written("daily_signals", "tomorrow's time", last_event_a_day_later)
+    ],
+    "daily_signals:no_event_is_made_up": [
+        written("daily_signals", "a million events", first_device_has("events", 1_000_000))
+    ],
     "feature_tokens:ids_and_days_are_present": [
         written("feature_tokens", "ids as bytes", column_cast("device_id", "binary")),
         written("feature_tokens", "a null id", first_device_has("device_id", None)),
@@ -338,6 +350,7 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
 DOWNSTREAM = {
     "app_events": "daily_fields",
     "daily_fields": "feature_tokens",
+    "daily_signals": None,
     "feature_tokens": "car_buyers/predictions",
     "feature_vocabulary": "car_buyers/training_set",
     "training_set": "car_buyers/logistic_model",
@@ -349,7 +362,8 @@ DOWNSTREAM = {
 }
 """Asset → one that is made from it, if any."""
 SHARED = {"app_events", "daily_fields", "feature_tokens", "feature_vocabulary"}
-PARTITIONED = {"app_events", "daily_fields", "feature_tokens", "predictions", "segments", "deliveries"}
+PARTITIONED = {"app_events", "daily_fields", "daily_signals", "feature_tokens"}
+PARTITIONED |= {"predictions", "segments", "deliveries"}
 
 
 def blocking_checks(definitions: dg.Definitions) -> list[dg.AssetCheckSpec]:
@@ -358,10 +372,14 @@ def blocking_checks(definitions: dg.Definitions) -> list[dg.AssetCheckSpec]:
     return [spec for spec in nodes if spec.blocking]
 
 
+def table_of(key: dg.AssetKey) -> str:
+    return "daily_signals" if key.path[0] == "signals" else key.path[-1]
+
+
 def test_every_blocking_check_has_a_fault(chain: Chain) -> None:
     specs = blocking_checks(chain.project.definitions())
 
-    checks = {f"{spec.asset_key.path[-1]}:{spec.name}" for spec in specs}
+    checks = {f"{table_of(spec.asset_key)}:{spec.name}" for spec in specs}
 
     assert checks == set(FAULTS)
 
@@ -378,6 +396,7 @@ def test_a_fault_stops_what_is_made_from_it(chain: Chain, tmp_path: Path, check:
     project = chain.project.copied_to(tmp_path / "data")
     name = check.split(":")[0]
     asset, downstream = name if name in SHARED else f"car_buyers/{name}", DOWNSTREAM[name]
+    asset = "signals/car_pages" if name == "daily_signals" else asset
     selection = [asset, *([downstream] if downstream else [])]
 
     with chain.history(tmp_path / "home") as instance:

@@ -19,6 +19,7 @@ from tests.small_project import (
     FIRST_DAY,
     LAST_DAY,
     SCORED_DAY,
+    SIGNALS,
     SmallProject,
     failures,
     materialize,
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 SHARED_EDGES = {
     "app_events": set(),
     "daily_fields": {"app_events"},
+    **{f"signals/{name}": {"app_events"} for name in SIGNALS},
     "feature_tokens": {"daily_fields"},
     # Labels come from the events, so the days known are told by them.
     "feature_vocabulary": {"feature_tokens", "app_events"},
@@ -99,10 +101,11 @@ def test_the_chain_is_the_one_designed(definitions: dg.Definitions) -> None:
 
 def test_daily_assets_share_partitions_and_backfill_policy(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
-    daily = [graph.get(key) for key in graph.get_all_asset_keys() if key.path[-1] in DAILY]
-    others = [graph.get(key) for key in graph.get_all_asset_keys() if key.path[-1] not in DAILY]
+    names = {key for key in graph.get_all_asset_keys() if key.path[-1] in DAILY or key.path[0] == "signals"}
+    daily = [graph.get(key) for key in names]
+    others = [graph.get(key) for key in graph.get_all_asset_keys() - names]
 
-    assert len(daily) == 3 + 3 * len(AUDIENCES)
+    assert len(daily) == 3 + len(SIGNALS) + 3 * len(AUDIENCES)
     assert len({node.backfill_policy for node in daily}) == 1
     assert daily[0].backfill_policy == dg.BackfillPolicy.single_run()
     assert len({node.partitions_def for node in daily}) == 1
@@ -145,10 +148,10 @@ def test_jobs_hold_the_assets_of_every_audience(definitions: dg.Definitions) -> 
     def own(*names: str) -> set[str]:
         return {f"{audience}/{name}" for audience in AUDIENCES for name in names}
 
-    features = {"app_events", "daily_fields", "feature_tokens"}
-    assert assets("ingestion_job") == {"app_events", "daily_fields"}
+    ingested = {"app_events", "daily_fields", *(f"signals/{name}" for name in SIGNALS)}
+    assert assets("ingestion_job") == ingested
     assert assets("features_job") == {"feature_tokens"}
-    assert assets("daily_job") == features | own("predictions", "segments", "deliveries")
+    assert assets("daily_job") == ingested | {"feature_tokens"} | own("predictions", "segments", "deliveries")
     assert assets("training_job") == {"feature_vocabulary"} | own(*OWN_EDGES.keys() - DAILY)
 
 
@@ -166,7 +169,7 @@ def test_adding_an_audience_is_adding_a_file(project: SmallProject) -> None:
     (project.audiences_dir / "boat_buyers.yaml").write_text(text.replace("product: car", "product: boat"))
 
     added = edges(project.definitions()).keys() - before.keys()
-    assert added == {f"boat_buyers/{name}" for name in OWN_EDGES}
+    assert added == {"signals/boat_buyers", *(f"boat_buyers/{name}" for name in OWN_EDGES)}
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,11 @@ def rows_of(frame: DataFrame) -> list[dict[str, Any]]:
     return sorted(frame.toArrow().to_pylist(), key=lambda row: repr(sorted(row.items(), key=str)))
 
 
+def once(value: str) -> list[dict[str, Any]]:
+    """A field of a device-day with one event of this value."""
+    return [{"value": value, "events": 1}]
+
+
 def values(frame: DataFrame, column: str) -> list[Any]:
     return sorted((row[column] for row in rows_of(frame)), key=str)
 
@@ -130,8 +135,8 @@ def test_text_in_bytes_or_in_another_encoding_is_one_odd_token(spark: SparkSessi
     land(tmp_path / "b.parquet", {"id": ["b"], "app": pa.array([b"cafe"], pa.binary())})
     events = source(tmp_path, filters={"drinks": "app like 'caf%'"})
     app = FieldSpec(name="app", column="app", kind="single", normalizer="text")
-    tokens = aggregate_days(accept_events(read(spark, events, ["app"])), [app])
-    assert values(tokens, "app") == [["cafe"], ["caf\ufffd"]]
+    days = aggregate_days(accept_events(read(spark, events, ["app"])), [app])
+    assert values(days, "app") == [once("cafe"), once("caf\ufffd")]
 
 
 # --- columns that come and go ---------------------------------------------------------------------
@@ -236,7 +241,7 @@ def test_names_with_dots_are_names(spark: SparkSession, tmp_path: Path) -> None:
     events = source(path, filters={"shop": "`app.package` = 'shop'"}, deduplicate_by=["app.package"])
     apps = FieldSpec(name="apps", column="app.package", kind="multi", normalizer="package")
     kept = accept_events(read(spark, events, ["app.package"]), events)
-    assert values(aggregate_days(kept, [apps]), "apps") == [["shop"]]
+    assert values(aggregate_days(kept, [apps]), "apps") == [once("shop")]
 
 
 # --- days without events --------------------------------------------------------------------------
@@ -333,7 +338,11 @@ def test_a_field_means_the_raw_column(spark: SparkSession, tmp_path: Path) -> No
     ]
     kept = accept_events(read(spark, source(path), ["device_id", "day"]))
     [row] = rows_of(aggregate_days(kept, fields))
-    assert (row["device_id"], row["f_device_id"], row["f_day"]) == ("advertising", ["hardware"], ["15"])
+    assert (row["device_id"], row["f_device_id"], row["f_day"]) == (
+        "advertising",
+        once("hardware"),
+        once("15"),
+    )
 
 
 def test_a_field_may_take_the_time_of_the_event(spark: SparkSession, tmp_path: Path) -> None:
@@ -392,6 +401,56 @@ def project(root: Path, *, fields: str = FIELDS % "", audience: str = AUDIENCE) 
 def test_fields_and_labels_name_columns(tmp_path: Path) -> None:
     audience = AUDIENCE.replace("app = 'shop'", "name = 'x' and event_time is not null and id = 'y'")
     assert named_columns(project(tmp_path, audience=audience)) == ["app", "name"]
+
+
+def test_measures_and_signals_name_columns(tmp_path: Path) -> None:
+    more = "\nmeasures: {spent: {column: day}, revenue: {sql: price * pieces}}\n"
+    more += "signals: {late: {where: day > event_time and city is null}, gift: {event: {kind: g}}}\n"
+    fields = FIELDS % "" + more
+    assert named_columns(project(tmp_path, fields=fields)) == [
+        "app",
+        "day",
+        "pieces",
+        "price",
+        "city",
+        "kind",
+    ]
+
+
+def test_a_measure_is_a_column_of_numbers_before_the_jvm_starts(tmp_path: Path) -> None:
+    land(tmp_path / "events/a.parquet", {"app": ["shop"], "paid": pa.array([1.5], pa.float32())})
+    fields = FIELDS % "" + "\nmeasures: {paid: {column: paid}, shops: {column: app}}\n"
+    with pytest.raises(ConfigError) as caught:
+        check_event_columns(project(tmp_path, fields=fields))
+    assert str(caught.value).endswith(
+        "fields.yaml: `measures.shops.column` names a column that holds no numbers\n"
+        "  found:    'app' of type string\n"
+        "  expected: whole numbers, floats or decimals\n"
+        "  remedy:   name a column of numbers, or make them of it: `sql: try_cast(app as double)`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("measures: {m: {column: prize}}", r"(?s)`measures.m.column` names a column.*'prize'.*`price`"),
+        ("measures: {m: {sql: prize * 2}}", r"(?s)`measures.m.sql` names a column.*'prize' in 'prize \* 2'"),
+        ("signals: {s: {where: prize > 2}}", r"(?s)`signals.s.where` names a column.*'prize' in 'prize > 2'"),
+        ("signals: {s: {event: {prize: 2}}}", r"(?s)`signals.s.event.prize` names a column.*did you mean"),
+        (
+            "signals: {s: {event: {price: no}}}",
+            r"(?s)fields.yaml: `signals.s.event.price` does not fit.*no for",
+        ),
+        ("measures: {m: {sql: day + 1}}", r"(?s)`measures.m.sql`.*the raw events have, too.*'day'"),
+        ("signals: {s: {where: day > 1}}", r"(?s)`signals.s.where`.*the raw events have, too.*'day'"),
+    ],
+)
+def test_columns_of_measures_and_signals_are_held_against_the_events(
+    tmp_path: Path, section: str, message: str
+) -> None:
+    land(tmp_path / "events/a.parquet", {"app": ["shop"], "price": [1], "day": [15]})
+    with pytest.raises(ConfigError, match=message):
+        check_event_columns(project(tmp_path, fields=FIELDS % "" + f"\n{section}\n"))
 
 
 def test_the_source_names_columns_too(tmp_path: Path) -> None:

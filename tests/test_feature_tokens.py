@@ -17,7 +17,8 @@ WINDOW_DAYS = 7
 MODEL = FieldSpec(name="model", column="device_model", kind="single", normalizer="device_model")
 APPS = FieldSpec(name="apps", column="app_package", kind="multi", normalizer="package", max_length=3)
 FIELDS = [MODEL, APPS]
-DAILY = "device_id string, day date, last_event_time timestamp, model array<string>, apps array<string>"
+VALUES = "array<struct<value: string, events: bigint>>"
+DAILY = f"device_id string, day date, last_event_time timestamp, model {VALUES}, apps {VALUES}"
 Row = dict[str, object]
 
 
@@ -32,7 +33,10 @@ def noon(day: date) -> datetime:
 def device_day(
     day: date, model: Sequence[str] = (), apps: Sequence[str] = (), device_id: str = "phone"
 ) -> tuple[object, ...]:
-    return (device_id, day, noon(day), list(model), list(apps))
+    def counted(values: Sequence[str]) -> list[dict[str, object]]:
+        return [{"value": value, "events": 1} for value in values]
+
+    return (device_id, day, noon(day), counted(model), counted(apps))
 
 
 def collect(

@@ -297,6 +297,28 @@ def test_column_names_of_a_label_keep_their_text(workplace: Workplace) -> None:
     assert workplace.load().audiences[0].label.event == {"on": "1", "2": "x"}
 
 
+def test_a_signals_value_keeps_its_text(workplace: Workplace) -> None:
+    signals = "signals:\n  new: {event: {app_version: 1.10, 007: yes}}\n  old: {where: app_version < '1.10'}"
+    workplace.replace("window_days: 30", f"window_days: 30\n{signals}")
+
+    new, old = workplace.load().fields.signals
+
+    assert (new.name, new.event) == ("new", {"app_version": "1.10", "007": "yes"})
+    assert (old.name, old.where) == ("old", "app_version < '1.10'")
+
+
+def test_every_label_is_a_signal_named_by_its_audience(workplace: Workplace) -> None:
+    workplace.replace("window_days: 30", "window_days: 30\nsignals: {returns: {where: pieces < 0}}")
+
+    declared, own = workplace.load().signals
+
+    assert (declared.name, declared.key, declared.setting) == (
+        "returns", "signals.returns", "signals.returns"
+    )  # fmt: skip
+    assert (own.name, own.key, own.setting) == ("car_buyers", "label", "car_buyers: label")
+    assert own.condition.event == {"event_name": "purchase"}
+
+
 def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
     label = Label.model_validate({"event": {"name": "purchase", "amount": 2, "price": 0.5, "paid": True}})
 
@@ -370,7 +392,38 @@ def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
         ("known_model:", "Known Model:",
          "events.filters.Known Model", "'Known Model'", "lower_snake", "`known_model`"),
         ("name: sure", "name: best", "segments", "best twice", "each one once", "rename"),
+        ("window_days: 30", "window_days: 30\nmeasures: {hours: {column: x}}",
+         "measures.hours", "hours", "none of", "rename the measure"),
+        ("window_days: 30", "window_days: 30\nsignals: {Big: {where: x > 1}}",
+         "signals.Big", "Big", "lower_snake", "rename the signal"),
+        ("window_days: 30", "window_days: 30\nmeasures: {apps: {column: x}}",
+         "measures.apps", "apps, as in fields.apps", "a name of its own", "rename one"),
+        ("window_days: 30", "window_days: 30\nmeasures: {a: {column: x}}\nsignals: {a: {where: x > 1}}",
+         "signals.a", "a, as in measures.a", "a name of its own", "rename one"),
+        ("label:", "name: apps\nlabel:",
+         "name` is that of fields.yaml's `fields.apps", "apps", "bears its name", "rename the audience"),
+        ("label:", "name: signals\nlabel:",
+         "name", "signals", "another name", "rename the audience"),
+        # measures and signals
+        ("window_days: 30", "window_days: 30\nmeasures:",
+         "measures", "nothing", "at least one", "add a measure, such as `revenue:`"),
+        ("window_days: 30", "window_days: 30\nmeasures: {m: {}}",
+         "measures.m", "none of them", "exactly one of column, sql", "add one"),
+        ("window_days: 30", "window_days: 30\nmeasures: {m: {column: x, sql: x * 2}}",
+         "measures.m", "'sql': 'x * 2'", "exactly one of column, sql", "keep one"),
+        ("window_days: 30", "window_days: 30\nmeasures: {m: {column: x, max: often}}",
+         "measures.m.max", "'often'", "a valid boolean", "correct the value"),
+        ("window_days: 30", "window_days: 30\nmeasures: {m: {sql: sum(x)}}",
+         "measures.m.sql", "sum(x)", "over one event", "an aggregate"),
+        ("window_days: 30", "window_days: 30\nmeasures: {m: {sql: 1 + 1}}",
+         "measures.m.sql", "1 + 1", "expression that uses a column", "name a column"),
+        ("window_days: 30", "window_days: 30\nsignals: {s: {where: x > rand()}}",
+         "signals.s.where", "x > rand()", "without rand(…)", "take rand(…) out"),
+        ("window_days: 30", "window_days: 30\nsignals: {s: {where: x > 1, event: {x: 1}}}",
+         "signals.s", "'where': 'x > 1'", "exactly one of event, where", "keep one"),
         # ids are never features
+        ("window_days: 30", "window_days: 30\nmeasures: {m: {sql: length(device_id)}}",
+         "measures.m.sql", "device_id", "an id is never a feature", "take the measure out"),
         ("column: app_package", "column: device_id",
          "fields.apps.column", "device_id", "an id is never a feature", "take the field out"),
         # days

@@ -12,10 +12,13 @@ from dagster._core.loader import LoadingContextForTest
 
 from pipelines.steps.config.project import load_project
 from pipelines.steps.config.settings import (
+    DAILY_FORMAT,
     daily_settings,
     event_settings,
     fields_of_settings,
+    measure_settings,
     require_settings,
+    signal_settings,
     token_settings,
 )
 from pipelines.steps.errors import DataError
@@ -23,6 +26,7 @@ from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
     SCORED_DAY,
+    SIGNALS,
     Chain,
     SmallProject,
     failures,
@@ -31,6 +35,7 @@ from tests.small_project import (
 )
 
 DAY = str(SCORED_DAY)
+EVERY_SIGNAL = {f"signals/{name}" for name in SIGNALS}
 NEW_FIELD = "fields:\n  products: {column: product, kind: multi, normalizer: text, min_devices: 2}\n"
 
 
@@ -76,6 +81,23 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
     }
 
 
+def test_the_settings_of_measures_and_signals_are_kept_apart_from_the_fields(written: SmallProject) -> None:
+    project = load_project(written.audiences_dir)
+    events = event_settings(project.fields.events)
+
+    signals = {s.name: signal_settings(project.fields.events, s) for s in project.signals}
+
+    assert measure_settings(project.fields) == {"measures.name_length.sql": "length(app_package)"}
+    assert {name: {k: v for k, v in own.items() if k not in events} for name, own in signals.items()} == {
+        "car_pages": {"signals.car_pages": {"where": "app_package like 'com.cars.%'"}},
+        "bike_buyers": {
+            "bike_buyers: label": {"where": "event_name = 'purchase' and product in ('bike', 'e-bike')"}
+        },
+        "car_buyers": {"car_buyers: label": {"event": {"event_name": "purchase", "product": "car"}}},
+    }
+    assert all(own.keys() >= events.keys() for own in signals.values())
+
+
 MADE_WITH = {"window_days": 3, "fields.apps.normalizer": "package"}
 
 
@@ -97,6 +119,29 @@ def test_a_changed_setting_is_told_with_its_key_its_partitions_and_what_mends_th
         "  remedy:   backfill features_job over these days; or set fields.yaml back. "
         "A new project wants a DATA_DIR and DAGSTER_HOME of its own"
     )
+
+
+def test_a_changed_label_names_the_audiences_file_and_not_fields_yaml() -> None:
+    with pytest.raises(DataError) as raised:
+        require_settings(
+            "daily_signals",
+            {f"buyers/{DAY}": {"buyers: label": {"where": "a"}}},
+            {"buyers: label": {"where": "b"}},
+        )
+
+    assert raised.value.what == (
+        f"daily_signals buyers/{DAY} was made before the file of audience buyers said what it says now: "
+        "`label`"
+    )
+    assert raised.value.remedy.startswith("backfill the asset signals/<name> over these days")
+
+
+def test_rows_of_a_former_format_are_refused_with_the_backfill_that_mends_them() -> None:
+    with pytest.raises(DataError) as raised:
+        require_settings("daily_fields", {DAY: MADE_WITH}, {**DAILY_FORMAT, **MADE_WITH})
+
+    assert raised.value.what == f"daily_fields {DAY} was made by a former version of this program"
+    assert raised.value.remedy.startswith("backfill ingestion_job over these days")
 
 
 def test_a_model_that_was_trained_otherwise_is_named() -> None:
@@ -132,14 +177,23 @@ OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set
         ("fields", "fields:\n", NEW_FIELD, {"daily_fields", *OF_FIELDS}),
         ("fields", "normalizer: package", "normalizer: text", OF_FIELDS),
         ("fields", "window_days: 3", "window_days: 4", OF_FIELDS),
-        ("fields", "max_late_hours: 2", "max_late_hours: 3", {"app_events", "daily_fields", *OF_FIELDS}),
+        (
+            "fields",
+            "max_late_hours: 2",
+            "max_late_hours: 3",
+            {"app_events", "daily_fields", *EVERY_SIGNAL, *OF_FIELDS},
+        ),
+        ("fields", "length(app_package)", "length(product)", {"daily_fields"}),
+        ("fields", "measures:\n", "measures:\n  more: {sql: length(product)}\n", {"daily_fields"}),
+        ("fields", "com.cars.%", "com.bikes.%", {"signals/car_pages"}),
+        ("fields", "signals:\n", "signals:\n  opens: {event: {event_name: open}}\n", {"signals/opens"}),
         (
             "fields",
             "normalizer: package, min_devices: 2",
             "normalizer: package, min_devices: 3",
             {"feature_vocabulary"},
         ),
-        ("car_buyers", "product: car", "product: bike", {"car_buyers/training_set"}),
+        ("car_buyers", "product: car", "product: bike", {"car_buyers/training_set", "signals/car_buyers"}),
         ("car_buyers", "size: 30", "size: 31", {"car_buyers/segments"}),
         (
             "car_buyers",
@@ -159,7 +213,7 @@ def test_a_change_makes_only_what_it_changes_stale(
         code_versions(edited(written, tmp_path / "new", **{file: (old, new)})),
     )
 
-    assert {name for name, version in after.items() if before[name] != version} == stale
+    assert {name for name, version in after.items() if before.get(name) != version} == stale
 
 
 def test_another_audience_makes_nothing_stale(written: SmallProject, tmp_path: Path) -> None:

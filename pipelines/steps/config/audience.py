@@ -18,41 +18,27 @@ from pydantic import (
 
 from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
 from pipelines.steps.config.problems import problem
+from pipelines.steps.config.signals import EventCondition
 from pipelines.steps.config.values import (
     FILE_KEY,
     AsOfDay,
-    Column,
     DestinationPath,
     Identifier,
     OneOrMore,
     Owner,
-    Predicate,
     Section,
     Share,
-    Written,
     normalized_path,
     require_one,
     require_unique,
 )
 
 
-class Label(Section):
+class Label(EventCondition):
     """What makes a device positive: an event within the horizon that is a conversion.
 
-    Attributes:
-        event: Column → value as it is written; all must be equal. What the text means depends on the
-            column's type; see `pipelines.steps.config.label_values`.
-        where: Or a Spark SQL condition over the columns of one event; see
-            `pipelines.steps.config.predicates`.
+    Its past is a signal, named by the audience.
     """
-
-    event: Annotated[dict[Column, Written], Field(min_length=1)] | None = None
-    where: Predicate | None = None
-
-    @model_validator(mode="after")
-    def _says_one(self) -> Self:
-        require_one(self, ("event", "where"))
-        return self
 
 
 class RollingDays(Section):

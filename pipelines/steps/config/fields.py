@@ -1,7 +1,7 @@
 """fields.yaml: where events lie, and which of their columns become features."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,24 +13,29 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.steps.config.predicates import predicate_columns
 from pipelines.steps.config.problems import problem, shown_path
+from pipelines.steps.config.signals import SignalSpec
 from pipelines.steps.config.values import (
     DAY_PLACEHOLDER,
     FILE_KEY,
     NAME_KEY,
     WRITTEN_PATH_KEY,
     AllOrColumns,
+    AnyNumber,
     Column,
     Day,
     FirstDay,
     Identifier,
     Normalizer,
+    NumberSql,
     OneOrMore,
     Owner,
     Predicate,
     Section,
     expanded_path,
     is_identifier,
+    require_one,
 )
 
 FIELDS_FILE = "fields.yaml"
@@ -39,9 +44,12 @@ EVENT_COLUMNS = ("device_id", "event_time", "day")
 """Columns that `app_events` adds; filters and labels may use them beside the raw ones."""
 
 RESERVED_FIELD_NAMES = frozenset(
-    {*EVENT_COLUMNS, "as_of", "events", "last_event_time", "label", "split", "probability"}
+    {
+        *(*EVENT_COLUMNS, "as_of", "events", "first_event_time", "last_event_time", "hours", "signal"),
+        *("label", "split", "probability"),
+    }
 )
-"""Columns that stand beside the fields in some table of the chain."""
+"""Columns that stand beside fields and measures in some table of the chain."""
 
 
 MIN_DEVICES = 5
@@ -150,23 +158,61 @@ class FieldSpec(Section):
         return {**section, "max_length": 1}
 
 
-def _named_fields(fields: object, info: ValidationInfo) -> object:
-    """Turns the mapping of the file into a list in its order, each with its name."""
-    if info.context is None:
-        return fields
-    if not isinstance(fields, Mapping) or not fields:
-        raise problem("a mapping from field names to fields, at least one", "add a field, such as `apps:`")
-    named = []
-    for name, section in fields.items():
-        if not is_identifier(name) or name in RESERVED_FIELD_NAMES:
+class MeasureSpec(Section):
+    """One measure: a number of an event, summed up.
+
+    Attributes:
+        name: The key of the mapping.
+        column: A raw column of numbers.
+        sql: Or a Spark SQL expression over the columns of one event that is a number.
+        max: Whether the largest amount is a behaviour, too, beside sum and mean.
+    """
+
+    name: Identifier = Field(validation_alias=NAME_KEY)
+    column: Column | None = None
+    sql: NumberSql | None = None
+    max: bool = False
+
+    @model_validator(mode="after")
+    def _says_one(self) -> Self:
+        require_one(self, ("column", "sql"))
+        return self
+
+    @property
+    def key(self) -> str:
+        """The place in fields.yaml that says what the number is."""
+        return f"measures.{self.name}.{'sql' if self.column is None else 'column'}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of an event that it takes."""
+        return (self.column,) if self.column is not None else predicate_columns(self.sql or "")
+
+
+def _named(kind: str, example: str) -> Callable[[object, ValidationInfo], object]:
+    """Turns a mapping of the file into a list in its order, each section with its name."""
+
+    def named(sections: object, info: ValidationInfo) -> object:
+        if info.context is None:
+            return sections
+        if not isinstance(sections, Mapping) or not sections:
             raise problem(
-                "a lower_snake name (a-z, 0-9, _), and none of " + ", ".join(sorted(RESERVED_FIELD_NAMES)),
-                "rename the field",
-                found=name,
-                at=str(name),
+                f"a mapping from {kind} names to {kind}s, at least one", f"add a {kind}, such as `{example}:`"
             )
-        # FieldSpec says what is wrong with a section that is no mapping.
-        named.append({**section, NAME_KEY: name} if isinstance(section, Mapping) else section)
+        with_names = []
+        for name, section in sections.items():
+            if not is_identifier(name) or name in RESERVED_FIELD_NAMES:
+                raise problem(
+                    "a lower_snake name (a-z, 0-9, _), and none of "
+                    + ", ".join(sorted(RESERVED_FIELD_NAMES)),
+                    f"rename the {kind}",
+                    found=name,
+                    at=str(name),
+                )
+            # The section's class says what is wrong with one that is no mapping.
+            with_names.append({**section, NAME_KEY: name} if isinstance(section, Mapping) else section)
+        return with_names
+
     return named
 
 
@@ -179,23 +225,46 @@ class FieldsConfig(Section):
         events: The source.
         window_days: Look-back of every feature, the as-of day included.
         fields: In the order of the file. In YAML a mapping from name to field.
+        measures: Numbers of an event to sum up, likewise.
+        signals: Conditions over one event to count, likewise; each audience's label is one besides.
     """
 
     file: Path = Field(validation_alias=FILE_KEY)
     owner: Owner | None = None
     events: EventSource
     window_days: int = Field(ge=1, le=365)
-    fields: Annotated[OneOrMore[FieldSpec], BeforeValidator(_named_fields)]
+    fields: Annotated[OneOrMore[FieldSpec], BeforeValidator(_named("field", "apps"))]
+    measures: Annotated[AnyNumber[MeasureSpec], BeforeValidator(_named("measure", "revenue"))] = ()
+    signals: Annotated[AnyNumber[SignalSpec], BeforeValidator(_named("signal", "returns"))] = ()
 
     @model_validator(mode="after")
     def _ids_are_no_features(self) -> Self:
-        for field in self.fields:
-            # Spark compares names without regard to case.
-            if field.column.lower() == self.events.id_column.lower():
+        used = [("field", f"fields.{field.name}.column", field.column) for field in self.fields]
+        used += [("measure", measure.key, column) for measure in self.measures for column in measure.columns]
+        ids = {self.events.id_column.lower()}
+        for kind, key, column in used:
+            # Spark compares names without regard to case; in an expression device_id means the id.
+            if column.lower() in (ids | {EVENT_COLUMNS[0]} if key.endswith(".sql") else ids):
                 raise problem(
                     "a column other than events.id_column: an id is never a feature",
-                    "take the field out, or name the column you meant",
-                    found=field.column,
-                    at=f"fields.{field.name}.column",
+                    f"take the {kind} out, or name the column you meant",
+                    found=column,
+                    at=key,
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        """Fields and measures are columns of one table, and behaviour is named by measures and signals."""
+        places: dict[str, str] = {}
+        for kind in ("fields", "measures", "signals"):
+            for section in getattr(self, kind):
+                other = places.setdefault(section.name, kind)
+                if other != kind:
+                    raise problem(
+                        "a name of its own for each field, measure and signal",
+                        "rename one of the two",
+                        found=f"{section.name}, as in {other}.{section.name}",
+                        at=f"{kind}.{section.name}",
+                    )
         return self

@@ -1,4 +1,4 @@
-"""The label's values held against the types of their columns, and the condition that comes of it.
+"""The values of labels and signals held against the types of their columns, and what condition comes of it.
 
 A value means what it says: `app_version: 1.10` is the text "1.10" where the column holds text, and the
 number 1.1 where it holds numbers.
@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from datetime import date
 from decimal import Context, Decimal
 from math import isfinite
+from pathlib import Path
 
-from pipelines.steps.config.audience import Audience, Label
+from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.predicates import predicate_columns
 from pipelines.steps.config.problems import closest, shown_path
+from pipelines.steps.config.signals import EventCondition, Signal
 from pipelines.steps.config.values import ISO_DAY
 from pipelines.steps.errors import ConfigError
 
@@ -23,9 +25,11 @@ _LONGEST_WHOLE = 19
 """Digits of the largest bigint."""
 
 
-def label_columns(label: Label) -> list[str]:
-    """The columns of an event that decide whether it is a conversion."""
-    return list(label.event or {}) if label.where is None else list(predicate_columns(label.where))
+def label_columns(condition: EventCondition) -> list[str]:
+    """The columns of an event that decide whether it satisfies a label or a signal."""
+    return (
+        list(condition.event or {}) if condition.where is None else list(predicate_columns(condition.where))
+    )
 
 
 def conversion_predicate(audience: Audience, column_types: Mapping[str, str]) -> str:
@@ -38,25 +42,37 @@ def conversion_predicate(audience: Audience, column_types: Mapping[str, str]) ->
     Raises:
         ConfigError: The events lack a column of the label, or it is of a type that the value is not of.
     """
-    label = audience.label
-    key = "label.event" if label.where is None else "label.where"
-    for column in label_columns(label):
+    return _predicate(audience.label, column_types, audience.file, "label")
+
+
+def signal_predicate(signal: Signal, column_types: Mapping[str, str]) -> str:
+    """The Spark SQL condition that an event of the signal satisfies.
+
+    Raises:
+        ConfigError: As `conversion_predicate`.
+    """
+    return _predicate(signal.condition, column_types, signal.file, signal.key)
+
+
+def _predicate(condition: EventCondition, column_types: Mapping[str, str], file: Path, place: str) -> str:
+    key = f"{place}.event" if condition.where is None else f"{place}.where"
+    for column in label_columns(condition):
         if column not in column_types:
             raise ConfigError(
-                f"{shown_path(audience.file)}: `{key}` names a column that the events do not have",
+                f"{shown_path(file)}: `{key}` names a column that the events do not have",
                 found=repr(column),
                 expected=f"one of {', '.join(column_types)}",
                 remedy=closest(column, list(column_types)) or "name a column that is there",
             )
-    if label.where is not None:
-        return label.where
+    if condition.where is not None:
+        return condition.where
     return " AND ".join(
-        _equals(audience, column, value, column_types[column])
-        for column, value in (label.event or {}).items()
+        _equals(f"{shown_path(file)}: `{key}.{column}`", column, value, column_types[column])
+        for column, value in (condition.event or {}).items()
     )
 
 
-def _equals(audience: Audience, column: str, value: str, column_type: str) -> str:
+def _equals(place: str, column: str, value: str, column_type: str) -> str:
     name = "`" + column.replace("`", "``") + "`"
     text = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"  # Spark reads backslash escapes
     if column_type == "string" or column_type.startswith(("varchar(", "char(")):
@@ -88,7 +104,7 @@ def _equals(audience: Audience, column: str, value: str, column_type: str) -> st
         expected = "a column of texts, numbers, days, or true and false"
         remedy = "name such a column, or write a condition: `where`"
     raise ConfigError(
-        f"{shown_path(audience.file)}: `label.event.{column}` does not fit its column",
+        f"{place} does not fit its column",
         found=f"{value} for the column {column!r} of type {column_type}",
         expected=expected,
         remedy=remedy,

@@ -119,6 +119,17 @@ def checked_condition(sql: str) -> str:
     return sql
 
 
+def checked_number(sql: str) -> str:
+    """The expression of a measure as it was written; built from the same language as a condition.
+
+    Raises:
+        PydanticCustomError: It is no expression over one event, or says more than is allowed.
+    """
+    if not predicate_columns(sql):
+        raise problem("a Spark SQL expression that uses a column", "name a column of the events in it")
+    return sql
+
+
 @lru_cache(maxsize=256)
 def predicate_columns(sql: str) -> tuple[str, ...]:
     """The columns that a condition uses, sorted; of a nested one the outermost.

@@ -16,6 +16,7 @@ from pydantic import (
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig
 from pipelines.steps.config.problems import config_error, shown, shown_path
+from pipelines.steps.config.signals import SIGNALS, Signal
 from pipelines.steps.config.values import FILE_KEY, FIRST_DAY_KEY
 from pipelines.steps.config.yaml_files import read_yaml
 from pipelines.steps.errors import ConfigError
@@ -34,6 +35,13 @@ class Project:
     directory: Path
     fields: FieldsConfig
     audiences: tuple[Audience, ...]
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """Those of fields.yaml, and each audience's label, named by the audience."""
+        declared = [Signal(s.name, s, self.fields.file, f"signals.{s.name}") for s in self.fields.signals]
+        own = [Signal(a.name, a.label, a.file, "label", audience=a.name) for a in self.audiences]
+        return (*declared, *own)
 
 
 def load_project(directory: Path) -> Project:
@@ -72,7 +80,7 @@ def load_project(directory: Path) -> Project:
     fields = _read(FieldsConfig, fields_path)
     first_day = {FIRST_DAY_KEY: fields.events.first_day}
     audiences = sorted((_read(Audience, path, first_day) for path in files), key=lambda a: a.name)
-    _check_names(audiences)
+    _check_names(audiences, fields)
     for audience in audiences:
         _check_days(audience, fields.events)
     return Project(directory, fields, tuple(audiences))
@@ -99,7 +107,7 @@ def _read(model: type[S], path: Path, context: Mapping[str, object] | None = Non
         raise config_error(path, document, error) from error
 
 
-def _check_names(audiences: list[Audience]) -> None:
+def _check_names(audiences: list[Audience], fields: FieldsConfig) -> None:
     by_name: dict[str, Audience] = {}
     for audience in audiences:
         other = by_name.setdefault(audience.name, audience)
@@ -110,6 +118,22 @@ def _check_names(audiences: list[Audience]) -> None:
                 expected="a name of its own for each audience",
                 remedy="change `name` in one of the two files, or remove one",
             )
+    if audience := by_name.get(SIGNALS):
+        raise ConfigError(
+            f"{shown_path(audience.file)}: `name` is that of the assets of all signals",
+            found=SIGNALS,
+            expected="another name",
+            remedy="rename the audience",
+        )
+    for kind in ("fields", "measures", "signals"):
+        for section in getattr(fields, kind):
+            if audience := by_name.get(section.name):
+                raise ConfigError(
+                    f"{shown_path(audience.file)}: `name` is that of {FIELDS_FILE}'s `{kind}.{section.name}`",
+                    found=section.name,
+                    expected="a name of its own: the audience's label is a signal, which bears its name",
+                    remedy=f"rename the audience, or `{kind}.{section.name}`",
+                )
 
 
 def _check_days(audience: Audience, events: EventSource) -> None:

@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig, FieldSpec
+from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig, FieldSpec, MeasureSpec
+from pipelines.steps.config.signals import Signal
 from pipelines.steps.errors import DataError, abridged, day_ranges
 
 MADE_WITH = "made_with"
@@ -20,6 +21,7 @@ INGEST_AGAIN = "backfill ingestion_job over these days, then features_job over t
 BACKFILLS = {
     "app_events": INGEST_AGAIN,
     "daily_fields": INGEST_AGAIN,
+    "daily_signals": "backfill the asset signals/<name> over these days, or ingestion_job for all signals",
     "feature_tokens": "backfill features_job over these days",
     "training_set": "run training_job",
 }
@@ -32,6 +34,9 @@ JOBS = {
 }
 """Table → the job that makes its partitions the first time."""
 SHOWN = 4
+FORMAT = "format"
+DAILY_FORMAT = {FORMAT: 2}
+"""Of the rows of `daily_fields`; 1 had the distinct values of a field alone, without their events."""
 
 
 def event_settings(source: EventSource) -> dict[str, Any]:
@@ -52,6 +57,18 @@ def daily_settings(config: FieldsConfig, fields: Sequence[FieldSpec] | None = No
     return event_settings(config.events) | {
         f"fields.{field.name}.{key}": getattr(field, key) for field in chosen for key in ("column", "kind")
     }
+
+
+def measure_settings(config: FieldsConfig, measures: Sequence[MeasureSpec] | None = None) -> dict[str, Any]:
+    """The keys that decide on the amounts of `daily_fields`; of some measures, or of all."""
+    chosen = config.measures if measures is None else measures
+    return {measure.key: measure.sql or measure.column for measure in chosen}
+
+
+def signal_settings(source: EventSource, signal: Signal) -> dict[str, Any]:
+    """The keys that decide on the rows of one signal in `daily_signals`."""
+    condition = signal.condition.model_dump(mode="json", include={"event", "where"}, exclude_none=True)
+    return event_settings(source) | {signal.setting: condition}
 
 
 def token_settings(config: FieldsConfig, fields: Sequence[FieldSpec] | None = None) -> dict[str, Any]:
@@ -114,9 +131,14 @@ def require_settings(
     others = [other for other in changed if other != key]
     stale = f"{table} {abridged(partitions, SHOWN)}"
     if by is None:
-        what = f"{stale} was made before {FIELDS_FILE} said what it says now: `{key}`"
-        remedy = f"{BACKFILLS.get(table, f'materialize {table} again')}; or set {FIELDS_FILE} back. "
+        audience, _, place = key.rpartition(": ")
+        file = f"the file of audience {audience}" if audience else FIELDS_FILE
+        what = f"{stale} was made before {file} said what it says now: `{place}`"
+        remedy = f"{BACKFILLS.get(table, f'materialize {table} again')}; or set {file} back. "
         remedy += "A new project wants a DATA_DIR and DAGSTER_HOME of its own"
+        if key == FORMAT:
+            what = f"{stale} was made by a former version of this program"
+            remedy = BACKFILLS[table]
     else:
         what = f"{stale} was made with another `{key}` than {by} was trained with"
         remedy = "run features_job for the as-of days, then training_job: a model goes with its settings"

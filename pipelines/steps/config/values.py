@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.steps.config.predicates import checked_condition
+from pipelines.steps.config.predicates import checked_condition, checked_number
 from pipelines.steps.config.problems import closest, problem, unknown_key
 
 DAY_PLACEHOLDER = "{day}"
@@ -237,6 +237,8 @@ Day = Annotated[date, BeforeValidator(_day)]
 FirstDay = Annotated[date, BeforeValidator(_first_day)]
 AsOfDay = Annotated[date, BeforeValidator(_as_of_day)]
 Predicate = Annotated[str, AfterValidator(checked_condition)]
+NumberSql = Annotated[str, AfterValidator(checked_number)]
+"""A Spark SQL expression over one event; that it is a number is known once Spark has seen the events."""
 Written = Annotated[str, BeforeValidator(_written)]
 """A value as the file has it: `1.10`, `007`, `NO`; what it means depends on its column."""
 Normalizer = Annotated[str, AfterValidator(_normalizer)]
@@ -245,6 +247,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 T = TypeVar("T")
 OneOrMore = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]
 """A YAML list; strict mode would want a tuple, which YAML does not have."""
+AnyNumber = Annotated[tuple[T, ...], Field(strict=False)]
+"""Likewise, of a key that can be left out."""
 AllOrColumns = Annotated[Literal["all"] | OneOrMore[Column], BeforeValidator(_all_or_columns)]
 
 

@@ -4,7 +4,7 @@ What does not belong here: which keys there are (`project`).
 """
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,8 @@ MAX_NODES = 10_000
 CHARACTERS_PER_NODE = 100
 """A longer text counts as several nodes: an alias repeats it, too."""
 
-VALUES_AS_WRITTEN = ("label", "event")
+ANY_KEY = "*"
+VALUES_AS_WRITTEN = (("label", "event"), ("signals", ANY_KEY, "event"))
 """Sections whose names and values keep their text: the type of their column decides what they mean."""
 
 
@@ -65,7 +66,8 @@ def read_yaml(path: Path) -> object:
             expected="a YAML file in UTF-8",
             remedy="correct the line named: often an indentation, a tab, or an unquoted `:` or `{`",
         ) from error
-    _keep_texts(document, node)
+    for keys in VALUES_AS_WRITTEN:
+        _keep_texts(document, node, keys)
     return document
 
 
@@ -156,20 +158,20 @@ def _source(node: yaml.Node) -> str:
     )
 
 
-def _keep_texts(document: object, node: yaml.Node) -> None:
-    """Puts the texts of the label's event back where YAML has made a number or a bool of them."""
-    *above, last = VALUES_AS_WRITTEN
-    for key in above:
-        if not isinstance(document, dict) or key not in _values(node):
-            return
-        document, node = document.get(key), _values(node)[key]
-    event = _values(node).get(last)
-    if isinstance(document, dict) and isinstance(document.get(last), dict) and event is not None:
-        made = document[last]
-        document[last] = {
-            key: value.value if value.tag in _TAGS_OF_TEXTS else made.get(key)
-            for key, value in _values(event).items()
-        }
+def _keep_texts(document: object, node: yaml.Node, keys: Sequence[str]) -> None:
+    """Puts the texts of a section back where YAML has made a number or a bool of them."""
+    key, *below = keys
+    if not isinstance(document, dict):
+        return
+    sections = _values(node)
+    for name in sections if key == ANY_KEY else [key]:
+        if below and name in sections:
+            _keep_texts(document.get(name), sections[name], below)
+        elif name in sections and isinstance(made := document.get(name), dict):
+            document[name] = {
+                column: value.value if value.tag in _TAGS_OF_TEXTS else made.get(column)
+                for column, value in _values(sections[name]).items()
+            }
 
 
 def _values(node: yaml.Node) -> dict[str, yaml.Node]:

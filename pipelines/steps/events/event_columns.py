@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.steps.config.fields import EVENT_COLUMNS, FieldsConfig
-from pipelines.steps.config.label_values import conversion_predicate
+from pipelines.steps.config.label_values import signal_predicate
+from pipelines.steps.config.measures import require_number
 from pipelines.steps.config.predicates import predicate_columns
 from pipelines.steps.config.problems import closest, shown_path
 from pipelines.steps.config.project import Project
@@ -35,10 +36,12 @@ def check_event_columns(project: Project) -> None:
 
     Raises:
         ConfigError: There are no events, they lack a column, its name or type is none that can be used, a
-            time is no timestamp, or a label's value is not of its column's type.
+            time is no timestamp, a measure no number, or the value of a label or signal not of its column's
+            type.
     """
     fields = project.fields
-    raw_uses, predicate_uses = list(_raw_column_uses(fields)), list(_predicate_column_uses(project))
+    raw_uses, of_stored = list(_raw_column_uses(fields)), list(_stored_column_uses(project))
+    predicate_uses = [*_filter_column_uses(fields), *of_stored]
     first, schema = _event_schema(fields, [use.column for use in [*raw_uses, *predicate_uses]])
     for use in raw_uses:
         _check_column(use, schema.names)
@@ -54,12 +57,14 @@ def check_event_columns(project: Project) -> None:
     for use in [*raw_uses, *predicate_uses]:
         _check_spelling(use, first.columns)
         _check_readable(use, schema)
-    for use in predicate_uses:
-        if use.file != fields.file:
-            _check_meaning(use, shadowed(fields.events, set(schema.names) - set(first.folders.names)))
+    for use in of_stored:
+        _check_meaning(use, shadowed(fields.events, set(schema.names) - set(first.folders.names)))
     types = {column.name: _stored_type(column.type) for column in schema}
-    for audience in project.audiences:
-        conversion_predicate(audience, types | _TYPES_OF_EVENT_COLUMNS)
+    for measure in fields.measures:
+        if measure.column is not None:
+            require_number(shown_path(fields.file), measure, types[measure.column])
+    for signal in project.signals:
+        signal_predicate(signal, types | _TYPES_OF_EVENT_COLUMNS)
 
 
 def _raw_column_uses(fields: FieldsConfig) -> Iterator[_ColumnUse]:
@@ -71,18 +76,29 @@ def _raw_column_uses(fields: FieldsConfig) -> Iterator[_ColumnUse]:
             yield _ColumnUse(fields.file, "events.deduplicate_by", column, column)
     for field in fields.fields:
         yield _ColumnUse(fields.file, f"fields.{field.name}.column", field.column, field.column)
+    for measure in fields.measures:
+        if measure.column is not None:
+            yield _ColumnUse(fields.file, measure.key, measure.column, measure.column)
 
 
-def _predicate_column_uses(project: Project) -> Iterator[_ColumnUse]:
-    for name, sql in project.fields.events.filters.items():
+def _filter_column_uses(fields: FieldsConfig) -> Iterator[_ColumnUse]:
+    for name, sql in fields.events.filters.items():
         for column in predicate_columns(sql):
-            yield _ColumnUse(project.fields.file, f"events.filters.{name}", column, sql)
-    for audience in project.audiences:
-        for column in audience.label.event or {}:
-            yield _ColumnUse(audience.file, f"label.event.{column}", column, column)
-        if audience.label.where is not None:
-            for column in predicate_columns(audience.label.where):
-                yield _ColumnUse(audience.file, "label.where", column, audience.label.where)
+            yield _ColumnUse(fields.file, f"events.filters.{name}", column, sql)
+
+
+def _stored_column_uses(project: Project) -> Iterator[_ColumnUse]:
+    """What expressions over stored events name: measures, signals and labels."""
+    for measure in project.fields.measures:
+        if measure.sql is not None:
+            for column in measure.columns:
+                yield _ColumnUse(project.fields.file, measure.key, column, measure.sql)
+    for signal in project.signals:
+        for column in signal.condition.event or {}:
+            yield _ColumnUse(signal.file, f"{signal.key}.event.{column}", column, column)
+        if (where := signal.condition.where) is not None:
+            for column in predicate_columns(where):
+                yield _ColumnUse(signal.file, f"{signal.key}.where", column, where)
 
 
 def _check_column(use: _ColumnUse, columns: list[str], remedy: str | None = None) -> None:
@@ -136,7 +152,7 @@ def _check_readable(use: _ColumnUse, columns: pa.Schema) -> None:
 
 
 def _check_meaning(use: _ColumnUse, ambiguous: list[str]) -> None:
-    """A label sees stored events, where ours bears the name; a filter sees raw ones."""
+    """A measure, signal or label sees stored events, where ours bears the name; a filter sees raw ones."""
     if use.column.lower() in {column.lower() for column in ambiguous}:
         raise ConfigError(
             f"{shown_path(use.file)}: `{use.key}` names a column that the raw events have, too",

@@ -36,10 +36,15 @@ def source_columns(source: EventSource) -> list[str]:
 
 
 def named_columns(project: Project) -> list[str]:
-    """The raw columns that fields and labels name, but the id; in a label our names mean ours."""
+    """The raw columns that fields, measures and signals (labels, too) name, but the id.
+
+    In an expression our names mean ours.
+    """
     named = [field.column for field in project.fields.fields]
-    for audience in project.audiences:
-        named += [c for c in label_columns(audience.label) if c.lower() not in OUR_COLUMNS]
+    named += [measure.column for measure in project.fields.measures if measure.column is not None]
+    in_sql = [c for measure in project.fields.measures if measure.column is None for c in measure.columns]
+    in_sql += [column for signal in project.signals for column in label_columns(signal.condition)]
+    named += [column for column in in_sql if column.lower() not in OUR_COLUMNS]
     return _once(named, project.fields.events.id_column)
 
 

@@ -1,32 +1,42 @@
-"""One row per device and day: each field's distinct raw values of that day."""
+"""One row per device and day: how many events, when, each field's raw values and each measure's amounts."""
 
 from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.steps.config.fields import FieldSpec
+from pipelines.steps.config.fields import FIELDS_FILE, FieldSpec, MeasureSpec
+from pipelines.steps.config.measures import require_number
+from pipelines.steps.events.event_expressions import expression_type
 from pipelines.steps.events.event_names import quoted, stored_name
 from pipelines.steps.events.event_rows import text
 from pipelines.steps.table_columns import Shown, TableColumn, device_id
 
+AMOUNT, TOTAL = "decimal(26,6)", "decimal(38,6)"
+"""An event's amount, and the sum of a device-day's: exact, so that it depends on no order."""
+VALUES = "array<struct<value: string, events: bigint>>"
 
-def event_columns(fields: Sequence[FieldSpec]) -> list[str]:
+
+def event_columns(fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec] = ()) -> list[str]:
     """The columns of accepted events that are aggregated; others may come and go."""
-    return list(
-        dict.fromkeys(["device_id", "day", "event_time", *(stored_name(field.column) for field in fields)])
-    )
+    named = [stored_name(field.column) for field in fields]
+    for measure in measures:
+        # In an expression our names mean ours, in a column's name the raw one's.
+        named += measure.columns if measure.column is None else [stored_name(measure.column)]
+    return list(dict.fromkeys(["device_id", "day", "event_time", *named]))
 
 
-def table_columns(fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
+def table_columns(
+    fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec] = ()
+) -> dict[str, TableColumn]:
     """The columns of `daily_fields`."""
 
     def values(field: FieldSpec) -> TableColumn:
         order = "the newest first" if field.kind == "single" else "in lexical order"
         column = stored_name(field.column)
         return TableColumn(
-            "array<string>",
-            f"Distinct raw values of `{field.column}` on the day, {order}.",
+            "array<struct<value:string,events:bigint>>",
+            f"Raw values of `{field.column}` on the day, each with its number of events, {order}.",
             {"app_events": ["event_time", column] if field.kind == "single" else [column]},
             Shown.COMMON_VALUES,
             field.min_devices,
@@ -44,38 +54,103 @@ def table_columns(fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
         "last_event_time": TableColumn(
             "timestamp", "The newest of them, UTC.", from_events("event_time"), Shown.HOURS
         ),
+        "first_event_time": TableColumn(
+            "timestamp", "The oldest of them, UTC.", from_events("event_time"), Shown.HOURS
+        ),
+        "hours": TableColumn(
+            "int", "UTC hours with an event, hour h as bit h.", from_events("event_time"), Shown.EVERYTHING
+        ),
         **{field.name: values(field) for field in fields},
+        **{measure.name: TableColumn(None, f"Amounts of {measure.name} on the day.") for measure in measures},
     }
 
 
-def aggregate_days(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
+def aggregate_days(
+    events: DataFrame, fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec] = ()
+) -> DataFrame:
     """Aggregates accepted events to device-days.
 
     Args:
-        events: `device_id`, `day`, `event_time` and the fields' raw columns, by their stored names.
+        events: `device_id`, `day`, `event_time` and the raw columns of fields and measures, by their stored
+            names.
         fields: The fields to keep.
+        measures: The measures to sum up.
 
     Returns:
-        `device_id`, `day`, `events` (their number), `last_event_time`, and per field an array of
-        distinct raw values as strings: of a single-valued field the newest first, of a multi-valued
-        one in lexical order.
+        `device_id`, `day`, `events` (their number), `first_event_time`, `last_event_time`, `hours` (bit h is
+        set where an event lies in the UTC hour h); per field an array of (`value`, `events`), each distinct
+        raw value as a string and the number of its events: of a single-valued field the newest first, of a
+        multi-valued one in lexical order; per measure a struct of exact decimals: `sum` (0 without amounts),
+        `max` (null without), `events` that have an amount, `nonzero` of them, and `uncounted` events, whose
+        value is NaN, infinite or beyond decimal(26,6).
+
+    Raises:
+        ConfigError: A measure is no number.
     """
-    types = {column.name: column.dataType for column in events.schema}
-
-    def distinct_values(field: FieldSpec) -> Column:
-        name = stored_name(field.column)
-        return _distinct_values(field, text(F.col(quoted(name)), types[name]))
-
-    return events.groupBy("device_id", "day").agg(
+    days = _with_amounts(events, measures).groupBy("device_id", "day").agg(
         F.count("*").alias("events"),
+        F.min("event_time").alias("first_event_time"),
         F.max("event_time").alias("last_event_time"),
-        *[distinct_values(field).alias(field.name) for field in fields],
+        F.bit_or(F.expr("shiftleft(1, hour(event_time))")).alias("hours"),
+        *[_total(place).alias(f"our:total {place}") for place, _ in enumerate(measures)],
+    )  # fmt: skip
+    columns = ["device_id", "day", "events", "first_event_time", "last_event_time", "hours"]
+    return days.join(_values(events, fields), ["device_id", "day"], "left").select(
+        *columns,
+        *[F.coalesce(f"our:field {n}", F.array().cast(VALUES)).alias(f.name) for n, f in enumerate(fields)],
+        *[F.col(f"our:total {place}").alias(m.name) for place, m in enumerate(measures)],
     )
 
 
-def _distinct_values(field: FieldSpec, value: Column) -> Column:
-    if field.kind == "multi":
-        return F.array_sort(F.collect_set(value))
-    seen = F.collect_set(F.when(value.isNotNull(), F.struct("event_time", value.alias("value"))))
-    newest_first = F.sort_array(seen, asc=False)
-    return F.array_distinct(F.transform(newest_first, lambda s: s["value"]))
+def _values(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
+    """Per device-day that has any, each field's values; counted one by one, so that no row grows large."""
+    types = {column.name: column.dataType for column in events.schema}
+
+    def entry(place: int, field: FieldSpec) -> Column:
+        name = stored_name(field.column)
+        value = text(F.col(quoted(name)), types[name])
+        return F.struct(F.lit(place).alias("field"), value.alias("value"))
+
+    entries = F.array(*[entry(place, field) for place, field in enumerate(fields)])
+    per_event = events.select("device_id", "day", "event_time", F.inline(entries)).where("value IS NOT NULL")
+    per_value = per_event.groupBy("device_id", "day", "field", "value").agg(
+        F.count("*").alias("events"), F.max("event_time").alias("newest")
+    )
+    return per_value.groupBy("device_id", "day").agg(
+        *[_ordered(place, field).alias(f"our:field {place}") for place, field in enumerate(fields)]
+    )
+
+
+def _ordered(place: int, field: FieldSpec) -> Column:
+    order = ["value", "events"] if field.kind == "multi" else ["newest", "value", "events"]
+    mine = F.collect_list(F.when(F.col("field") == place, F.struct(*order)))
+    ordered = F.sort_array(mine, asc=field.kind == "multi")
+    return F.transform(
+        ordered, lambda entry: F.struct(entry["value"].alias("value"), entry["events"].alias("events"))
+    )
+
+
+def _with_amounts(events: DataFrame, measures: Sequence[MeasureSpec]) -> DataFrame:
+    """Id, day and time, and each measure's amount; and whether the event has a number that is none."""
+    columns: list[Column] = []
+    for place, measure in enumerate(measures):
+        sql = quoted(stored_name(measure.column)) if measure.column is not None else measure.sql or ""
+        found = expression_type(events, sql, f"{FIELDS_FILE}: `{measure.key}`")
+        require_number(FIELDS_FILE, measure, found)
+        # By way of text, a float's 0.1 is 0.1 and not 0.10000000149011612.
+        number = F.expr(sql).cast("string") if found == "float" else F.expr(sql)
+        amount = number.try_cast(AMOUNT)
+        lost = F.expr(sql).isNotNull() & amount.isNull()
+        columns += [amount.alias(f"our:amount {place}"), lost.alias(f"our:lost {place}")]
+    return events.select("device_id", "day", "event_time", *columns)
+
+
+def _total(place: int) -> Column:
+    amount, lost = F.col(f"our:amount {place}"), F.col(f"our:lost {place}")
+    return F.struct(
+        F.coalesce(F.sum(amount), F.lit(0)).cast(TOTAL).alias("sum"),
+        F.max(amount).cast(TOTAL).alias("max"),
+        F.count(amount).alias("events"),
+        F.count_if(amount != 0).alias("nonzero"),
+        F.count_if(lost).alias("uncounted"),
+    )

@@ -136,8 +136,8 @@ def _field_values(fields: Sequence[FieldSpec]) -> Column:
     def entries(field: FieldSpec) -> Column:
         return F.transform(
             field.name,
-            lambda raw, rank: F.struct(
-                F.lit(field.name).alias("field"), raw.alias("raw"), rank.alias("rank")
+            lambda entry, rank: F.struct(
+                F.lit(field.name).alias("field"), entry["value"].alias("raw"), rank.alias("rank")
             ),
         )
 
