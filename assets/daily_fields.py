@@ -137,7 +137,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
 def _by_day(sums: pd.DataFrame, days: Sequence[str]) -> pd.DataFrame:
     """A line per day, 0 where it has no row."""
     sums = sums.assign(day=sums["day"].astype(str)).set_index("day")
-    return sums.reindex(days, fill_value=0).rename_axis("day").reset_index()
+    return sums.reindex(list(days), fill_value=0).rename_axis("day").reset_index()
 
 
 def _events_of(lake: Lake, daily: Partition) -> int:

@@ -32,7 +32,7 @@ def describe_assets(
     audiences = {audience.name: audience for audience in project.audiences}
 
     def described(spec: dg.AssetSpec, code: dg.LocalFileCodeReference) -> dg.AssetSpec:
-        audience = audiences[spec.key.path[0]] if len(spec.key.path) > 1 else None
+        audience = audiences.get(spec.key.path[0]) if len(spec.key.path) > 1 else None
         file = audience.file if audience else project.fields.file
         owner = (audience.owner if audience else None) or project.fields.owner
         references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
