@@ -66,6 +66,7 @@ def _in_set(asked: Mapping[str, Any]) -> str:
 
 
 _WANTED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "expect_column_pair_values_a_to_be_greater_than_b": lambda asked: f"at least {asked['column_B']}",
     "expect_column_pair_values_to_be_equal": lambda asked: f"equal to {asked['column_B']}",
     "expect_column_values_to_be_between": _between,
     "expect_column_values_to_be_in_set": _in_set,

@@ -79,6 +79,8 @@ def computed(events: Sequence[Event], as_of_days: Sequence[date]) -> tuple[pa.Ta
 def of_device(events: Sequence[Event], as_of: date = DAY) -> dict[str, Any]:
     """Behaviour of the only device, its signal's with the prefix `bought_`."""
     behaviour, bought = computed(events, [as_of])
+    row: dict[str, Any]
+    past: dict[str, Any]
     [row], [past] = behaviour.to_pylist(), bought.to_pylist()
     return row | {f"bought_{name}": value for name, value in past.items()}
 
@@ -326,7 +328,7 @@ def test_groups_are_turned_off() -> None:
     assert behaviour.column_names[3:] == [
         "recency", "revenue_recency", "tenure", "gap_mean", "gap_spread", "overdue", "trend",
     ]  # fmt: skip
-    assert signal_behaviour(signal, behaviour, Layout(30, off=("signals",))).column_names == [
+    assert signal_behaviour(signal, behaviour, Layout(30, off=["signals"])).column_names == [
         "device_id",
         "day",
     ]

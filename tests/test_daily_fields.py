@@ -202,7 +202,7 @@ def test_a_measure_may_be_an_expression_over_columns_of_any_number(frame: Frame)
     ],
 )
 def test_a_measure_that_is_no_number_is_refused_before_any_row_is_read(
-    frame: Frame, measure: dict[str, str], what: str, found: str
+    frame: Frame, measure: dict[str, Any], what: str, found: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         aggregate_days(frame(AMOUNTS, []), [], [MeasureSpec(name="m", **measure)])

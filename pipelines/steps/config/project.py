@@ -118,18 +118,18 @@ def _check_names(audiences: list[Audience], fields: FieldsConfig) -> None:
                 expected="a name of its own for each audience",
                 remedy="change `name` in one of the two files, or remove one",
             )
-    if audience := by_name.get(SIGNALS):
+    if named := by_name.get(SIGNALS):
         raise ConfigError(
-            f"{shown_path(audience.file)}: `name` is that of the assets of all signals",
+            f"{shown_path(named.file)}: `name` is that of the assets of all signals",
             found=SIGNALS,
             expected="another name",
             remedy="rename the audience",
         )
     for kind in ("fields", "measures", "signals"):
         for section in getattr(fields, kind):
-            if audience := by_name.get(section.name):
+            if named := by_name.get(section.name):
                 raise ConfigError(
-                    f"{shown_path(audience.file)}: `name` is that of {FIELDS_FILE}'s `{kind}.{section.name}`",
+                    f"{shown_path(named.file)}: `name` is that of {FIELDS_FILE}'s `{kind}.{section.name}`",
                     found=section.name,
                     expected="a name of its own: the audience's label is a signal, which bears its name",
                     remedy=f"rename the audience, or `{kind}.{section.name}`",

@@ -132,7 +132,8 @@ def _trend(rows: AsOfRows, layout: Layout) -> np.ndarray:
     before = rows.history.events[week] - rows.history.events[window]
     days = np.minimum(rows.known_days, layout.window_days) - WEEK
     days_before = np.where(days > 0, days, np.nan)
-    return (last + 1) * days_before / (before * WEEK + days_before)
+    trend: np.ndarray = (last + 1) * days_before / (before * WEEK + days_before)
+    return trend
 
 
 def _hours(rows: AsOfRows, layout: Layout) -> Columns:

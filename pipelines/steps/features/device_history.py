@@ -141,16 +141,19 @@ class AsOfRows:
     @property
     def last(self) -> np.ndarray:
         """The newest row of each history; a place that is valid where there is none."""
-        return np.maximum(self.end - 1, 0)
+        newest: np.ndarray = np.maximum(self.end - 1, 0)
+        return newest
 
     @property
     def known_days(self) -> np.ndarray:
         """Days from the first row's to the as-of day, both included; 0 where there is none."""
-        return np.where(self.some, self.days + 1 - self.history.days[self.first], 0)
+        days: np.ndarray = np.where(self.some, self.days + 1 - self.history.days[self.first], 0)
+        return days
 
     def within(self, totals: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Sum from each start to the end of the as-of day, of a running total."""
-        return totals[self.end] - totals[start]
+        total: np.ndarray = totals[self.end] - totals[start]
+        return total
 
 
 # --- numbers ----------------------------------------------------------------------------------------------
