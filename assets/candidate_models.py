@@ -135,18 +135,23 @@ class XGBoostTraining(dg.Config):
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
-    rows_key, group = [audience.name, "training_set"], audience.name
     of_user = training.model_dump(include={"seed", "max_epochs", "patience"})
 
-    @dg.asset(
-        key=[audience.name, "dnn_model"],
-        kinds={"pytorch"},
-        deps=[rows_key],
-        group_name=group,
-        code_version=code_version([asdict(NETWORK), of_user]),
-        metadata=page("docs/models.md"),
-        tags={"stage": "models", **HOLDS_NO_IDS},
-    )
+    def candidate_asset(
+        name: str, kinds: set[str], settings: Any
+    ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+        """The decorator of a candidate's asset, which `settings` decide on beside the rows."""
+        return dg.asset(
+            key=[audience.name, f"{name}_model"],
+            kinds=kinds,
+            deps=[[audience.name, "training_set"]],
+            group_name=audience.name,
+            code_version=code_version(settings),
+            metadata=page("docs/models.md"),
+            tags={"stage": "models", **HOLDS_NO_IDS},
+        )
+
+    @candidate_asset("dnn", {"pytorch"}, [asdict(NETWORK), of_user])
     @step_body
     def dnn_model(
         context: dg.AssetExecutionContext, config: DnnTraining, spark: Spark, lake: Lake, models: ModelStore
@@ -175,15 +180,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         elsewhere = streamed or config.processes > 1
         return _train("dnn", audience, data, models, train, _show_curves, elsewhere=elsewhere)
 
-    @dg.asset(
-        key=[audience.name, "xgboost_model"],
-        kinds={"xgboost"},
-        deps=[rows_key],
-        group_name=group,
-        code_version=code_version(of_user),
-        metadata=page("docs/models.md"),
-        tags={"stage": "models", **HOLDS_NO_IDS},
-    )
+    @candidate_asset("xgboost", {"xgboost"}, of_user)
     @step_body
     def xgboost_model(config: XGBoostTraining, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
@@ -197,15 +194,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
 
-    @dg.asset(
-        key=[audience.name, "logistic_model"],
-        kinds={"scikitlearn", "pytorch"},  # fitted by the one, served by the other
-        deps=[rows_key],
-        group_name=group,
-        code_version=code_version(of_user),
-        metadata=page("docs/models.md"),
-        tags={"stage": "models", **HOLDS_NO_IDS},
-    )
+    @candidate_asset(
+        "logistic", {"scikitlearn", "pytorch"}, of_user
+    )  # fitted by the one, served by the other
     @step_body
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""

@@ -1,4 +1,4 @@
-"""What every asset says of itself beside columns and numbers: whose it is, whom it is about, what to read.
+"""Words that every asset says of itself beside columns and numbers: owner, audience, pages to read.
 
 What does not belong here: what one asset alone says.
 """

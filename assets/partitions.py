@@ -16,9 +16,9 @@ from pipelines.steps.errors import ConfigError
 MAX_PARTITIONS_PER_RUN = 366
 """One Spark job over many days beats many runs; a year bounds what one failure can cost."""
 SCHEDULE_MINUTE = 30
-"""Of the hour `max_late_hours` after midnight, when the day's run begins."""
+"""Minute of the hour `max_late_hours` after midnight at which the day's run begins."""
 LONGEST_RUN_HOURS = 6
-"""What dagster_instance.yaml's max_runtime_seconds lets a run take."""
+"""Hours that max_runtime_seconds of dagster_instance.yaml lets a run take."""
 SPARK_POOL = "spark"
 """Dagster's pool of assets that use Spark; dagster_instance.yaml says how many runs may hold it at once."""
 

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a schedule.
+    """The outcome of a schedule.
 
     Attributes:
         schedule: It.

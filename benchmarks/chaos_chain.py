@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a schedule.
+    """The outcome of a schedule.
 
     Attributes:
         schedule: It.
@@ -161,7 +161,7 @@ def _run(schedule: Schedule, world: World, drivers: Drivers, home: Path) -> Resu
 
 
 def endings(outcome: Outcome) -> Iterator[str]:
-    """What is wrong with how the runs ended."""
+    """Faults in how the runs ended."""
     for answer in outcome.answers:
         error = answer.error or "no error"
         if answer.ending == "hung":
@@ -179,7 +179,7 @@ def endings(outcome: Outcome) -> Iterator[str]:
 
 
 def _processes(outcome: Outcome, drivers: Drivers) -> Iterator[str]:
-    """What a driver left behind that was killed or told to end; those that hang end here."""
+    """Leftovers of a driver that was killed or told to end; those that hang end here."""
     for driver in outcome.ended:
         if left := drivers.discard(driver):
             yield f"processes outlived their driver: {left}"

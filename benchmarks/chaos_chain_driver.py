@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _own_output() -> TextIO:
-    """What goes to whoever started this; Dagster's and Spark's words go where stderr goes."""
+    """Answers to whoever started this; Dagster's and Spark's words go where stderr goes."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return out
@@ -135,7 +135,7 @@ def _listen(entry: dg.EventLogEntry, out: TextIO, hold: list[str]) -> None:
 
 
 def _errors(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> str | None:
-    """What a person finds in the run's log: why steps failed, failed checks that block, errors logged."""
+    """Problems in the run's log: why steps failed, failed checks that block, errors logged."""
     found = []
     for event in result.all_events:
         error = event.step_failure_data.error if event.is_step_failure else None
@@ -151,7 +151,7 @@ def _errors(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> 
 
 
 def _repaired(result: dg.ExecuteInProcessResult) -> list[str]:
-    """What deliveries say that they found damaged."""
+    """The damage that deliveries say they found."""
     materializations = [
         event.step_materialization_data.materialization for event in result.get_asset_materialization_events()
     ]

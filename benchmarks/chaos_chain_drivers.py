@@ -32,7 +32,7 @@ MARK = "AUDIENCE_FACTORY_CHAOS_DRIVER"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a driver says of an order.
+    """A driver's answer to an order.
 
     Attributes:
         ending: "answered", "died" (the driver did) or "hung".

@@ -33,7 +33,7 @@ READ_AFTER = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is to happen.
+    """A fault to come: which, when and to whom.
 
     Attributes:
         number: Its place in the run.

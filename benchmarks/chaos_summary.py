@@ -17,7 +17,7 @@ class HasFault(Protocol):
 
 
 class Result(Protocol):
-    """What became of a schedule: a dataclass with these among its attributes."""
+    """The outcome of a schedule: a dataclass with these among its attributes."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

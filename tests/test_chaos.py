@@ -3,17 +3,14 @@
 They run in processes of their own, because executors do, and because one Python process has one JVM.
 """
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.chaos_schedules import run_schedules
+
 SURVIVED = ["kill_worker", "overtake_stopped"]
 NAMED = {
     "truncate_before": r"the footer of .*\.parquet cannot be read",
@@ -32,19 +29,7 @@ def schedules(
     """Fault → its last schedule, which hit; those before it missed."""
     figures = tmp_path_factory.mktemp("chaos") / "figures.json"
     faults = [*SURVIVED, *NAMED, *DRIVER_KILLED]
-    command = [sys.executable, "-m", "benchmarks.chaos", "--only", ",".join(faults), "--json", str(figures)]
-    size = ["--schedules", str(len(faults)), "--row-groups", "16"]
-    run = subprocess.run(
-        [*command, *size],
-        cwd=REPOSITORY,
-        env=program_environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    results = json.loads(figures.read_text())["results"]
-    return {fault: results[fault]["schedules"][-1] for fault in faults}
+    return run_schedules("benchmarks.chaos", faults, figures, program_environment, "--row-groups", "16")
 
 
 def test_readers_saw_the_old_rows_or_the_new_and_a_rerun_gave_the_new(

@@ -1,8 +1,6 @@
 """The daily chain under faults: what the benchmark draws and judges, and two of its schedules."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,8 @@ from benchmarks.chaos_chain_faults import Outcome, Schedule
 from benchmarks.chaos_chain_world import Broken, judge, read_delivered
 from benchmarks.chaos_summary import summary
 from pipelines.steps.targeting.deliveries import file_name, sha256
+from tests.chaos_schedules import run_schedules
 
-REPOSITORY = Path(__file__).parent.parent
 EXPECTED = {"old": (("d-1", 0.5), ("d-2", 0.25)), "new": (("d-2", 0.25), ("d-3", 0.75))}
 GREEN, RED = Answer("answered", success=True), Answer("answered", error="its file x.parquet is cut")
 
@@ -126,18 +124,7 @@ def schedules(
     """Fault → its last schedule, which hit; those before it missed."""
     figures = tmp_path_factory.mktemp("chaos_chain") / "figures.json"
     faults = ["two_runs", "kill_driver"]
-    command = [sys.executable, "-m", "benchmarks.chaos_chain", "--only", ",".join(faults)]
-    run = subprocess.run(
-        [*command, "--schedules", "2", "--json", str(figures)],
-        cwd=REPOSITORY,
-        env=program_environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    results = json.loads(figures.read_text())["results"]
-    return {fault: results[fault]["schedules"][-1] for fault in faults}
+    return run_schedules("benchmarks.chaos_chain", faults, figures, program_environment)
 
 
 @pytest.mark.slow
