@@ -10,7 +10,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.simulated_world.config import WorldConfig
-from pipelines.simulated_world.world import EVENTS_FOLDER, TRUTH_FILE, attainable_auc, simulate_world
+from pipelines.simulated_world.truth import rank_auc, true_propensities
+from pipelines.simulated_world.world import EVENTS_FOLDER, TRUTH_FILE, simulate_world, stored_world
+from pipelines.steps.errors import DataError
 from pipelines.steps.features.normalize import normalize_values
 
 WORLD_FOLDER = "world"
@@ -55,11 +57,17 @@ def write_users(folder: Path, devices: int, seed: int) -> Path:
 
 
 def attainable(folder: Path, ids: pa.Array, labels: np.ndarray) -> float:
-    """AUC of the true propensity on these users."""
-    truth = pq.read_table(folder / WORLD_FOLDER / TRUTH_FILE)
-    places = pc.index_in(ids, value_set=truth["device_id"].combine_chunks())
-    hazards = truth["daily_hazard"].take(places).to_numpy()
-    return attainable_auc(hazards, labels == 1, HORIZON_DAYS)
+    """AUC of the true propensity on these users, by all that their events tell; lists tell less."""
+    world = stored_world(folder / WORLD_FOLDER)
+    if world is None:
+        raise DataError(
+            f"{folder / WORLD_FOLDER} holds no world of this generator",
+            found="none, or one of another version",
+            expected="the world that the users were taken from",
+            remedy="simulate the users again",
+        )
+    truth = true_propensities(world, LOOK_BACK_DAYS, HORIZON_DAYS).set_index("device_id")
+    return rank_auc(truth.loc[ids.to_pylist(), "propensity"].to_numpy(), labels == 1)
 
 
 def _tokens(ids: pa.Array, owners: pa.ChunkedArray, tokens: pa.ListArray) -> pa.Array:

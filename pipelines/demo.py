@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from dagster._core.definitions.job_base import InMemoryJob
@@ -32,16 +33,20 @@ from dagster._core.storage.tags import (
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 from pyspark.sql import SparkSession
 
+from assets.candidate_models import read_training_data
 from assets.partitions import keys_of, split_range
+from pipelines.behaviour_gain import QUICK_MODELS, gains_table, knows_behaviour, measure_gains
 from pipelines.demo_lock import lock_demo
 from pipelines.simulate import world_dir
 from pipelines.simulated_world.config import WorldConfig
-from pipelines.simulated_world.world import TRUTH_FILE, attainable_auc, plan_world, rank_auc, simulate_world
+from pipelines.simulated_world.truth import rank_auc, true_propensities
+from pipelines.simulated_world.world import plan_world, simulate_world
 from pipelines.steps.config.audience import Audience, RollingDays
 from pipelines.steps.config.label_values import conversion_predicate
 from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import AudienceFactoryError, DataError
 from pipelines.steps.labels.as_of_days import label_days
+from pipelines.steps.labels.training_rows import TRAIN, VALIDATION
 from pipelines.steps.labels.training_set import label_devices
 from pipelines.steps.models.metrics import comparison_table
 from pipelines.steps.promotion.candidate_models import CANDIDATES, Measured
@@ -74,7 +79,7 @@ class Demo:
         scored_day: The newest day whose whole horizon lies within them: its scores are compared with what
             happened.
         newest_day: A day to score and deliver as the daily schedule does; None where events ended years ago.
-        truth: Who would buy with what chance, where somebody knows.
+        world: The simulated world, whose chances of a purchase are known; None for real events.
         ui_command: What opens the UI on this history.
     """
 
@@ -83,7 +88,7 @@ class Demo:
     last_day: date
     scored_day: date
     newest_day: date | None
-    truth: Path | None
+    world: WorldConfig | None
     ui_command: str
 
 
@@ -162,7 +167,7 @@ def prepare(options: argparse.Namespace, today: date) -> Demo:
         last_day=RETAIL_SCORED_DAY + _longest_horizon(project),
         scored_day=RETAIL_SCORED_DAY,
         newest_day=None,
-        truth=None,
+        world=None,
         ui_command=f"make ui-retail DATA={options.data}",
     )
 
@@ -184,7 +189,7 @@ def _prepare_simulated(options: argparse.Namespace, today: date) -> Demo:
         last_day=world.last_day,
         scored_day=world.last_day - _longest_horizon(project),
         newest_day=world.last_day,
-        truth=world_dir() / TRUTH_FILE,
+        world=world,
         ui_command="make ui",
     )
 
@@ -323,12 +328,13 @@ def _report(demo: Demo, session: SparkSession) -> None:
         _say(f"\n== {audience.name}: models on the test devices ==\n")
         _say(comparison_table({name: m.test for name, m in measured.items()}))
         _say(f"\nchampion (best validation AUC): {champion.properties['model']}, version {champion.version}")
-        _report_outcome(demo, audience, lake, session)
+        devices = _report_outcome(demo, audience, lake, session)
+        _report_gain(demo, audience, lake, models, devices)
         _report_deliveries(demo, audience)
 
 
-def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSession) -> None:
-    """What became of the scored day's devices by the end of the horizon."""
+def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSession) -> pd.DataFrame:
+    """Tells what became of the scored day's devices by the end of the horizon; returns each one's label."""
     key = keys_of([demo.scored_day], audience.name)
     outcome_days = label_days(demo.scored_day, audience.horizon_days)
     events = lake.read(session, "app_events", keys_of(outcome_days))
@@ -341,13 +347,17 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
         f"\n== {audience.name}: {len(rows):,} devices scored on {demo.scored_day}, "
         f"{audience.horizon_days} days later ({rows['label'].mean():.2%} converted) =="
     )
-    if demo.truth:
-        known = rows.merge(pq.read_table(demo.truth).to_pandas(), on="device_id")
-        attainable = attainable_auc(known["daily_hazard"].to_numpy(), known["label"].to_numpy() == 1)
+    if demo.world:
+        days = (demo.scored_day - demo.world.first_day).days + 1
+        known = rows.merge(true_propensities(demo.world, days, audience.horizon_days), on="device_id")
+        bought = known["label"].to_numpy() == 1
+        attainable = rank_auc(known["propensity"].to_numpy(), bought)
         share = (reached - 0.5) / (attainable - 0.5)
         _say(
             f"\nAUC reached {reached:.4f}, attainable {attainable:.4f} (by the true propensities): "
-            f"{share:.1%} of the way from chance"
+            f"{share:.1%} of the way from chance\n"
+            f"attainable by interests alone, whatever a device does: "
+            f"{rank_auc(known['by_interests'].to_numpy(), bought):.4f}"
         )
     else:
         _say(f"\nAUC reached {reached:.4f}")
@@ -357,6 +367,27 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
         columns=["segment", "devices", "converted", "measured precision", "lift"],
     )
     _say(table.to_markdown(index=False, floatfmt=".3f", intfmt=","))
+    return rows
+
+
+def _report_gain(
+    demo: Demo, audience: Audience, lake: Lake, models: ModelStore, devices: pd.DataFrame
+) -> None:
+    """Tells what models reach on the scored day by tokens alone, and what they reach with behaviour."""
+    data = read_training_data(audience, lake, models)
+    if not knows_behaviour(data.vocabulary):
+        return
+    scorers = {
+        name: models.load(audience.name, name, models.current(audience.name, name).version)
+        for name in QUICK_MODELS
+    }
+    files = lake.snapshot("feature_tokens", keys_of([demo.scored_day])).files()
+    later = pq.read_table(files, columns=["device_id", *data.vocabulary.sizes])
+    labels = devices.set_index("device_id")["label"].reindex(later.column("device_id").to_pylist())
+    rows = data.files.read([TRAIN, VALIDATION])
+    gains = measure_gains(rows, data.vocabulary, scorers, later, np.asarray(labels == 1))
+    _say(f"\n== {audience.name}: what behaviour adds, on the same {len(devices):,} devices ==\n")
+    _say(gains_table(gains))
 
 
 def _report_deliveries(demo: Demo, audience: Audience) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import demo, simulate
 from pipelines.demo_lock import lock_demo
+from pipelines.simulated_world.world import stored_world
 
 SMALL = ["--devices", "60", "--events-per-day", "3"]
 TODAY = date(2026, 11, 25)
@@ -98,5 +99,5 @@ def test_the_demo_reads_the_world_that_it_makes(elsewhere: Path, monkeypatch: py
     made = demo.prepare(demo.parse(["simulated", *SMALL]), TODAY)
 
     assert made.project.fields.events.path == str(elsewhere / "elsewhere/events/day={day}")
-    assert made.truth == Path("elsewhere/truth.parquet")
+    assert made.world == stored_world(elsewhere / "elsewhere")
     assert made.project.fields.events.first_day == date(2026, 3, 25)

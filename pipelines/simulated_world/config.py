@@ -9,7 +9,7 @@ from typing import Self
 from pipelines.simulated_world.rules import SECOND_US
 from pipelines.steps.errors import AudienceFactoryError
 
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 """Raise it with every change that alters the files of some seed: worlds on disk are then rebuilt."""
 
 MIN_DEVICES = 50

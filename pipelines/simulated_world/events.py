@@ -7,6 +7,7 @@ import numpy as np
 
 from pipelines.simulated_world.catalogue import Catalogue, draw_from
 from pipelines.simulated_world.config import WorldConfig
+from pipelines.simulated_world.lives import Day
 from pipelines.simulated_world.population import Population, draw_interests
 from pipelines.simulated_world.rules import (
     AD_CLICK,
@@ -17,7 +18,6 @@ from pipelines.simulated_world.rules import (
     DAYS_LATE_SHARE,
     DUPLICATE_SHARE,
     EMULATORS,
-    EVENT_NAMES,
     EVENT_SHARES,
     FUTURE_MAX_US,
     FUTURE_MIN_US,
@@ -79,31 +79,29 @@ def in_order_of_arrival(parts: Sequence[Events]) -> Events:
     return Events(**columns).take(np.argsort(columns["received_us"], kind="stable"))
 
 
-def draw_day(config: WorldConfig, catalogue: Catalogue, population: Population, index: int) -> Events:
+def draw_day(config: WorldConfig, catalogue: Catalogue, population: Population, day: Day) -> Events:
     """What happens on one day, in the order of arrival.
 
-    The seed and the index alone decide on it: a world that goes on keeps the days it has.
+    The seed and the day alone decide on it: a world that goes on keeps the days it has.
 
     Args:
         config: The world; how many days it has does not matter.
         catalogue: What there is.
         population: Who acts.
-        index: Of the day, the first day's being 0.
+        day: How often each of them does what.
     """
-    rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(EVENTS_SEED, index)))
-    distinct = config.events_per_day * (1 - DUPLICATE_SHARE)
-    usual = distinct * population.activity / population.activity.sum()
-    cars = rng.poisson(population.daily_hazard)
-    # Cars take the place of other events: else frequent buyers would send more events than others.
-    counts = rng.poisson(np.maximum(usual - population.daily_hazard, 0))
+    rng = np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=(EVENTS_SEED, day.index)))
     every_device = np.arange(config.devices, dtype=np.int32)
-    device = np.concatenate([np.repeat(every_device, cars), np.repeat(every_device, counts)])
-    rows = len(device)
-    is_car = np.arange(rows) < cars.sum()
-    kind = rng.choice(len(EVENT_NAMES), rows, p=EVENT_SHARES).astype(np.int8)
-    kind[is_car] = PURCHASE
+    counts = (day.cars.astype(np.int64), day.purchases, day.favoured, day.others)
+    device = np.concatenate([np.repeat(every_device, number) for number in counts])
+    rows, bought = len(device), int(day.cars.sum() + day.purchases.sum())
+    place = np.arange(rows)
+    is_car, is_favoured = place < day.cars.sum(), (place >= bought) & (place < rows - day.others.sum())
+    shares = np.array(EVENT_SHARES[:PURCHASE]) / sum(EVENT_SHARES[:PURCHASE])
+    kind = rng.choice(PURCHASE, rows, p=shares).astype(np.int8)
+    kind[:bought] = PURCHASE
 
-    event_us, received_us = _draw_times(config.start_us(index), rows, rng)
+    event_us, received_us = _draw_times(config.start_us(day.index), rows, rng)
     # A car purchase is never lost: no future or missing time, no missing or zero id.
     future = (rng.random(rows) < FUTURE_SHARE) & ~is_car
     ahead = rng.integers(FUTURE_MIN_US, FUTURE_MAX_US, int(future.sum()))
@@ -116,8 +114,8 @@ def draw_day(config: WorldConfig, catalogue: Catalogue, population: Population, 
         event_name=kind,
         device_name=_spell(population, device, rng),
         device_model=_spell(population, device, rng),
-        app_package=_with_missing(_draw_apps(population, device, rng), len(catalogue.apps), rng),
-        campaign=_draw_campaigns(catalogue, population, device, kind, rng),
+        app_package=_with_missing(_draw_apps(population, device, is_favoured, rng), len(catalogue.apps), rng),
+        campaign=_draw_campaigns(catalogue, population, device, kind, is_favoured, rng),
         product=_draw_products(population, device, kind, is_car, rng),
     )
     repeated = np.flatnonzero(rng.random(rows) < DUPLICATE_SHARE / (1 - DUPLICATE_SHARE))
@@ -170,14 +168,20 @@ def _with_missing(code: Ints, known: int, rng: np.random.Generator) -> Ints:
     return code
 
 
-def _draw_apps(population: Population, device: Ints, rng: np.random.Generator) -> Ints:
-    """The installed app that each event is about, whatever the event."""
+def _draw_apps(population: Population, device: Ints, favoured: Bools, rng: np.random.Generator) -> Ints:
+    """The app that each event is about, whatever the event: an installed one, or the favourite."""
     position = population.installed_sizes[device] * rng.random(len(device)) ** USAGE_SKEW
-    return population.installed[population.installed_starts[device] + position.astype(np.int64)]
+    installed = population.installed[population.installed_starts[device] + position.astype(np.int64)]
+    return np.where(favoured, population.favourite_app[device], installed)
 
 
 def _draw_campaigns(
-    catalogue: Catalogue, population: Population, device: Ints, kind: Ints, rng: np.random.Generator
+    catalogue: Catalogue,
+    population: Population,
+    device: Ints,
+    kind: Ints,
+    favoured: Bools,
+    rng: np.random.Generator,
 ) -> Ints:
     """The campaign of each ad event, mostly of an interest that the device has."""
     ads = np.flatnonzero((kind == AD_IMPRESSION) | (kind == AD_CLICK))
@@ -186,7 +190,8 @@ def _draw_campaigns(
     own = draw_interests(rng, device[ads], population.interest_choice)
     interest = np.where(targeted, own, rng.integers(0, len(INTERESTS), len(ads)))
     campaign = np.full(len(device), NO_VALUE, dtype=np.int32)
-    campaign[ads] = draw_from(rng, interest, catalogue.campaign_choice)
+    drawn = draw_from(rng, interest, catalogue.campaign_choice)
+    campaign[ads] = np.where(favoured[ads], population.favourite_campaign[device[ads]], drawn)
     return _with_missing(campaign, len(catalogue.campaigns), rng)
 
 

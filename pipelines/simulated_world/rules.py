@@ -1,10 +1,11 @@
 """The numbers of the world: how dirty its events are, what a device does, what there is, who buys a car.
 
-A device has a few strong interests out of twelve, a price tier and an activity level. Its tier chooses its
-model, its interests choose the apps it has installed and the campaigns shown to it, its activity chooses only
-how many events it sends. Cars are bought at a constant daily hazard that depends on interests, tier and their
-interactions, never on activity: so the true propensity is known, and no event count and no single token gives
-it away.
+A device has a few strong interests out of twelve, a price tier, a usual activity and a taste for spending.
+Its tier chooses its model, its interests choose the apps it has installed and the campaigns shown to it. Its
+activity drifts, and comes in bursts. All of these decide how often it begins to consider a car; when it does,
+it uses the same car or bank app as ever, with the same campaign, but more often, for weeks, before it buys or
+gives up; then it has enough of cars for about five months. So no single token gives a buyer away, and much of
+what can be known of him lies in how often, how lately and which way, not in which tokens.
 """
 
 import numpy as np
@@ -41,13 +42,16 @@ EMULATORS = (
 EVENT_NAMES = ("app_open", "ad_impression", "ad_click", "purchase")
 APP_OPEN, AD_IMPRESSION, AD_CLICK, PURCHASE = range(4)
 EVENT_SHARES = (0.60, 0.32, 0.06, 0.02)
-"""Shares of a device's events, car purchases aside: the same for every device."""
+"""Shares of the events of an average device, car purchases aside."""
 CAR = "car"
 INTERESTS: tuple[str, ...] = ("auto", "finance", "family", "travel", "home", "sports")
 INTERESTS += ("news", "gaming", "music", "fashion", "food", "health")
 OTHER_PRODUCTS: tuple[str, ...] = ("phone", "insurance", "toys", "travel", "furniture", "sportswear")
 OTHER_PRODUCTS += ("book", "game", "headphones", "fashion", "groceries", "cosmetics")
 """Bought by whom has the interest of the same position (whom cars interest buys phones: no leak)."""
+THEMES = 2
+"""The first interests, cars and money: of one of them is a device's favourite, an app that it keeps coming
+back to, with the campaign that follows it there."""
 
 SETTLED_SHARE = 0.45
 """Share of devices: an owner is either starting out or settled, which tilts interests and price tier."""
@@ -62,8 +66,20 @@ WEAKEST_STRENGTH = 0.85
 """Strengths of the interests that a device has are uniform from here to 1."""
 FAINT_INTEREST = 0.006
 """Weight of every interest a device does not have, against WEAKEST_STRENGTH or more of one it has."""
-ACTIVITY_SIGMA = 0.55
-"""Spread of the log-normal number of events: the busiest 1 % send 3.6 times the median."""
+FAVOURITE_SHARE, FAVOURITE_SHARE_OF_THEMES = 0.1, 0.2
+"""Share of its events that are of a device's favourite, and what the strongest interest adds to it."""
+FAVOURITE_SIGMA, MOST_OF_FAVOURITE = 0.5, 0.8
+"""Spread of the log-normal factor of that share (some look at cars and buy none), and its limit."""
+ACTIVITY_SIGMA = 0.7
+"""Spread of the log-normal number of events: the busiest 1 % send 5 times the median."""
+DRIFT_SIGMA, DRIFT_DAYS = 0.25, 30.0
+"""Spread of the log of a device's activity around its usual one, and the days that a deviation lasts."""
+BURST_SHAPE = 1.2
+"""Shape of the gamma factor, of mean 1, by which every day of a device is busier or quieter."""
+SPENDING_SIGMA = 0.5
+"""Spread of the log-normal number of purchases of anything but cars, per event."""
+HABIT_SHARE, HABIT_DAYS = 0.4, 30.0
+"""Share of these purchases that follow from earlier ones, and the days that those have an effect."""
 INSTALLED_MEDIAN, INSTALLED_MIN, INSTALLED_MAX = 18, 8, 40
 USAGE_SKEW = 1.4
 """Which installed app an event is about: position `n * u ** skew`; 1 would use all alike."""
@@ -115,20 +131,38 @@ BRANDS = (  # name, prefix of its model numbers, price tier of its middle model,
     ("nothing", "AIN", 2.8, 0.4),
 )
 
-# --- Who buys a car: log hazard = intercept + sums below; strengths are 0 to 1, tier is -1 to 1. ---
-INTEREST_EFFECTS = (0.95, 0.6, 0.55, 0.4, 0.4, 0.3, 0.25, -0.65, -0.5, -0.4, -0.25, 0.2)
-TIER_EFFECT = 0.25
+# --- Who buys a car. Strengths are 0 to 1, tier is -1 to 1, logs of activity and spending of deviation 1. ---
+INTEREST_EFFECTS = (1.1, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, -0.75, -0.6, -0.5, -0.3, 0.2)
+"""On the log of the rate at which an idle device begins to consider a car, as all of these."""
+TIER_EFFECT = 0.3
 INTERACTION_EFFECTS = (
-    ("auto", "finance", 0.8),
-    ("auto", "family", 0.8),
-    ("finance", "home", 0.6),
-    ("family", "travel", 0.5),
-    ("auto", "gaming", -0.7),
+    ("auto", "finance", 0.9),
+    ("auto", "family", 0.9),
+    ("finance", "home", 0.7),
+    ("family", "travel", 0.6),
+    ("auto", "gaming", -0.8),
 )
-TIER_AUTO_EFFECT = 0.3
+TIER_AUTO_EFFECT = 0.35
+ACTIVITY_EFFECT = 0.4
+SPENDING_EFFECT = 0.2
+HIGHEST_INTENT_RATE = 0.05
+"""A device begins to consider a car every 20 days at most."""
 CALIBRATION_DAYS = 90
 BUYER_SHARE = 0.07
-"""Share of real devices expected to buy within the calibration days: it sets the intercept."""
+"""Share of real devices expected to buy within the calibration days: it sets the constant of the rate."""
+
+# --- The road to a car: chances a day of leaving a phase, and what is done in it. ---
+CONSIDERING_TO_SHOPPING, CONSIDERING_TO_IDLE = 1 / 70, 1 / 210
+SHOPPING_BUYS, SHOPPING_TO_IDLE = 1 / 18, 1 / 54
+IMPULSE_SHARE = 0.1
+"""Cars bought without any sign, per beginning to consider one."""
+SATED_TO_IDLE = 1 / 150
+IDLE_TO_AWAY, AWAY_TO_IDLE = 1 / 240, 1 / 60
+FAVOURITE_OF_PHASE = (1.0, 1.0, 1.0, 0.5, 1.0)
+"""Events of its favourite, against the usual number: idle, considering, shopping, sated, away."""
+INTENT_OF_PHASE = (0.0, 1.0, 2.5, 0.0, 0.0)
+"""Further ones, per usual event of any kind."""
+ACTIVITY_OF_PHASE = (1.0, 1.0, 1.0, 1.0, 0.08)
 
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US

@@ -14,19 +14,18 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import date
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from pipelines.simulated_world.catalogue import Catalogue, build_catalogue
+from pipelines.simulated_world.catalogue import Catalogue
 from pipelines.simulated_world.config import SimulationError, WorldConfig, first_day_for
 from pipelines.simulated_world.events import Events, draw_day, in_order_of_arrival
 from pipelines.simulated_world.files import spellings_of, write_events
-from pipelines.simulated_world.population import Population, build_population, propensity
-from pipelines.simulated_world.rules import CALIBRATION_DAYS, DAY_IS_FINAL_US, DAYS_LATE_MAX, Bools, Floats
-from pipelines.steps.errors import DataError
+from pipelines.simulated_world.lives import live
+from pipelines.simulated_world.population import Population, build_devices
+from pipelines.simulated_world.rules import CALIBRATION_DAYS, DAY_IS_FINAL_US, DAYS_LATE_MAX
 
 EVENTS_FOLDER = "events"
 TRUTH_FILE = "truth.parquet"
@@ -92,9 +91,7 @@ def simulate_world(
     if stored and config.is_part_of(stored):
         progress(f"{out_dir} already holds this world, until {stored.last_day}: nothing to do")
         return False
-    catalogue_seed, population_seed = np.random.SeedSequence(config.seed).spawn(2)
-    catalogue = build_catalogue(np.random.default_rng(catalogue_seed))
-    population = build_population(config, catalogue, np.random.default_rng(population_seed))
+    catalogue, population = build_devices(config)
     progress(
         f"{config.devices:,} devices: expecting {population.expected_buyer_share():.1%} of them to buy a car "
         f"in {CALIBRATION_DAYS} days"
@@ -145,8 +142,11 @@ def _arrivals(
 ) -> Iterator[tuple[str, Events]]:
     """Each file's name and rows, in the order of arrival, for the days from an index on."""
     recent: deque[Events] = deque(maxlen=DAYS_LATE_MAX)
-    for index in range(max(0, first - DAYS_LATE_MAX), config.days):
-        earlier, today = list(recent), draw_day(config, catalogue, population, index)
+    for day in islice(live(config, population), config.days):
+        index = day.index
+        if index < first - DAYS_LATE_MAX:
+            continue
+        earlier, today = list(recent), draw_day(config, catalogue, population, day)
         recent.append(today)
         if index < first:
             continue
@@ -189,36 +189,3 @@ def stored_world(out_dir: Path) -> WorldConfig | None:
             expected="the JSON that this generator writes last",
             remedy="delete the directory and simulate again",
         ) from error
-
-
-def attainable_auc(daily_hazard: Floats, bought: Bools, horizon_days: float = CALIBRATION_DAYS) -> float:
-    """AUC of the true propensity against what happened: what a perfect model would get.
-
-    Args:
-        daily_hazard: Hazards of the devices judged, from the truth table.
-        bought: Whether each of them bought within the horizon, in the same order.
-        horizon_days: Length of the horizon.
-    """
-    return rank_auc(propensity(daily_hazard, horizon_days), bought)
-
-
-def rank_auc(scores: NDArray[np.generic], outcomes: Bools) -> float:
-    """Area under the ROC curve; tied scores count half.
-
-    Raises:
-        DataError: The outcomes are all alike, so that there is no curve.
-    """
-    outcomes = np.asarray(outcomes, dtype=bool)
-    positives = int(outcomes.sum())
-    negatives = len(outcomes) - positives
-    if not positives or not negatives:
-        raise DataError(
-            "an AUC was asked of outcomes that are all alike",
-            found=f"{positives} positive and {negatives} negative outcomes",
-            expected="at least one of each",
-            remedy="take more devices or a longer horizon",
-        )
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_ranks = np.cumsum(counts) - (counts - 1) / 2
-    rank_sum = float(mean_ranks[inverse][outcomes].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
