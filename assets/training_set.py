@@ -72,7 +72,6 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     key = dg.AssetKey([audience.name, "training_set"])
     settings = token_settings(project.fields)
     table = TableDescription(table_columns(audience, project.fields.fields))
-    token_columns = ["device_id", "day", *(field.name for field in project.fields.fields)]
     event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 
     @dg.asset(
@@ -97,7 +96,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             event_settings(project.fields.events)
         )
         rows = build_rows(
-            tokens.frame(session, token_columns),
+            tokens.frame(session, ["device_id", "day", *vocabulary.columns]),
             events.frame(session, event_columns),
             audience,
             vocabulary,

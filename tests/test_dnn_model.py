@@ -417,6 +417,18 @@ def test_reading_joins_files_and_row_groups(tmp_path: Path) -> None:
     assert rows.bags["apps"].offsets.tolist() == [0, 1, 3, 4, 7]
 
 
+def test_reading_keeps_what_each_token_weighs(tmp_path: Path) -> None:
+    columns = columns_of([0, 1, 0], [[2], [3, 4], [0]])
+    weights: Any = pa.array([b"\x02", b"\x03\xff", b"\x00"])
+    path = write_rows(tmp_path / "1.parquet", columns | {"apps_weights": weights})
+    bags = TrainingFiles([path], ["apps"]).read().bags["apps"]
+    assert bags.each_code().tolist() == [2, 3, 255, 0]
+    assert bags.take(np.array([1])).each_code().tolist() == [3, 255]
+    without = write_rows(tmp_path / "2.parquet", columns)
+    with pytest.raises(DataError, match=r"(?s)2\.parquet has other columns.*'apps_weights': 'binary'"):
+        TrainingFiles([path, without], ["apps"])
+
+
 def test_reading_refuses_what_is_missing(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "1.parquet", columns_of([0], [[2]]))
     with pytest.raises(DataError, match="no files"):

@@ -37,6 +37,7 @@ from pipelines.steps.config.values import (
     is_identifier,
     require_one,
 )
+from pipelines.steps.features.token_weights import weights_column
 
 FIELDS_FILE = "fields.yaml"
 
@@ -250,6 +251,20 @@ class FieldsConfig(Section):
                     f"take the {kind} out, or name the column you meant",
                     found=column,
                     at=key,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_leave_room_for_weights(self) -> Self:
+        """Beside the tokens of a field stands what they weigh."""
+        taken = {weights_column(field.name): field.name for field in self.fields}
+        for field in self.fields:
+            if field.name in taken:
+                raise problem(
+                    f"a name other than that of the column of weights of {taken[field.name]}",
+                    "rename the field",
+                    found=field.name,
+                    at=f"fields.{field.name}",
                 )
         return self
 

@@ -37,6 +37,8 @@ SHOWN = 4
 FORMAT = "format"
 DAILY_FORMAT = {FORMAT: 2}
 """Of the rows of `daily_fields`; 1 had the distinct values of a field alone, without their events."""
+TOKEN_FORMAT = {FORMAT: 2}
+"""Of the rows of `feature_tokens`; 1 had the tokens alone, without what they weigh."""
 
 
 def event_settings(source: EventSource) -> dict[str, Any]:
@@ -75,13 +77,13 @@ def token_settings(config: FieldsConfig, fields: Sequence[FieldSpec] | None = No
     """The keys that decide on the rows of `feature_tokens`; of some fields, or of all."""
     chosen = config.fields if fields is None else fields
     own = {f"fields.{f.name}.{key}": getattr(f, key) for f in chosen for key in ("normalizer", "max_length")}
-    return daily_settings(config, chosen) | own | {"window_days": config.window_days}
+    return daily_settings(config, chosen) | own | {"window_days": config.window_days} | TOKEN_FORMAT
 
 
 def fields_of_settings(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     """Those that give the tokens of some fields their meaning, whatever events they were made from."""
-    prefixes = tuple(f"fields.{name}." for name in fields)
-    return {key: value for key, value in settings.items() if key.startswith(prefixes) or key == "window_days"}
+    prefixes, common = tuple(f"fields.{name}." for name in fields), ("window_days", FORMAT)
+    return {key: value for key, value in settings.items() if key.startswith(prefixes) or key in common}
 
 
 def code_version(settings: Any) -> str:
@@ -136,12 +138,12 @@ def require_settings(
         what = f"{stale} was made before {file} said what it says now: `{place}`"
         remedy = f"{BACKFILLS.get(table, f'materialize {table} again')}; or set {file} back. "
         remedy += "A new project wants a DATA_DIR and DAGSTER_HOME of its own"
-        if key == FORMAT:
-            what = f"{stale} was made by a former version of this program"
-            remedy = BACKFILLS[table]
     else:
         what = f"{stale} was made with another `{key}` than {by} was trained with"
         remedy = "run features_job for the as-of days, then training_job: a model goes with its settings"
+    if key == FORMAT:
+        what = f"{stale} was made by a former version of this program"
+        remedy = BACKFILLS[table]
     raise DataError(
         what,
         found="nothing was said of it then" if before is missing else repr(before),
