@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, EncodedRows, Ragged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.bundle import Scorer
 
 DECILES = 10
@@ -242,8 +243,11 @@ def _rows_with(bag: Ragged, token_id: int) -> np.ndarray:
 
 def _without(bag: Ragged, token_id: int) -> Ragged:
     """The bags less a token; one that held nothing else is missing then."""
-    kept = [ids[ids != token_id] for ids in np.split(bag.values, bag.offsets[1:-1])]
-    return Ragged.from_lists([ids if len(ids) else [MISSING_ID] for ids in kept])
+    others = bag.filter(bag.values != token_id)
+    empty = others.offsets[:-1][others.lengths == 0]
+    codes = None if others.codes is None else np.insert(others.codes, empty, PLAIN)
+    ids = np.insert(others.values, empty, MISSING_ID)
+    return Ragged.of_lengths(ids, np.maximum(others.lengths, 1), codes)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, EncodedRows, Ragged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_weights import PLAIN, weights_column
 from pipelines.steps.models.bundle import Scorer
 
 MAX_PARITY_DIFFERENCE = 1e-6
@@ -71,8 +72,16 @@ def _encode_plainly(sample: pa.Table, vocabulary: Vocabulary) -> EncodedRows:
     for field in vocabulary.fields:
         ids = {token: place + RESERVED_IDS for place, token in enumerate(field.tokens)}
         bags = (tokens or [] for tokens in sample.column(field.name).to_pylist())
+        weights: list[list[int]] | None = None
+        if field.weighted:
+            column = sample.column(weights_column(field.name)).to_pylist()
+            weights = [list(each or b"")[: field.max_length] or [PLAIN] for each in column]
         rows[field.name] = Ragged.from_lists(
-            [ids.get(token, UNKNOWN_ID) for token in bag[: field.max_length]] or [MISSING_ID] for bag in bags
+            (
+                [ids.get(token, UNKNOWN_ID) for token in bag[: field.max_length]] or [MISSING_ID]
+                for bag in bags
+            ),
+            weights,
         )
     return rows
 
