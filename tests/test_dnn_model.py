@@ -175,11 +175,8 @@ def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling, weighted:
         network.train(mode).zero_grad()
         logits = network(bags)
         logits.square().sum().backward()
-        found[mode] = (
-            logits.detach(),
-            network.embeddings.grad.clone(),  # type: ignore[union-attr]
-            *([p.grad.clone() for p in network.token_weights.parameters()] if network.token_weights else []),
-        )
+        learned = [network.embeddings, *(network.token_weights.parameters() if network.token_weights else [])]
+        found[mode] = (logits.detach(), *[p.grad.clone() for p in learned])  # type: ignore[union-attr]
     for ours, theirs in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(ours, theirs)
     assert found[True][1][[3, 4, 9]].abs().sum() == 0  # tokens that no row has

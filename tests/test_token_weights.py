@@ -43,7 +43,7 @@ def mark(token_id: int) -> int:
 def are_together(bags: Ragged) -> bool:
     assert bags.codes is not None
     assert bags.codes.dtype == np.uint8
-    return bags.codes.tolist() == [mark(token_id) for token_id in bags.values.tolist()]
+    return list(bags.codes) == [mark(token_id) for token_id in bags.values.tolist()]
 
 
 # --- what a code says -----------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def _token_weights(state: Mapping[str, np.ndarray]) -> np.ndarray:
         for part in ("events", "days", "ages")
     )
     table = np.float32(1) + events[..., None, None, :] + days[..., None, :, None] + ages[..., :, None, None]
-    return table.reshape(*table.shape[:2], CODES)
+    return np.asarray(table.reshape(*table.shape[:2], CODES))
 
 
 def _feed_forward_logits(
