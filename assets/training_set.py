@@ -16,6 +16,7 @@ from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.label_values import label_columns
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings, token_settings
+from pipelines.steps.features.token_fields import audience_fields, names_of
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
 from pipelines.steps.labels.training_rows import SPLIT_NAMES
 from pipelines.steps.labels.training_set import (
@@ -70,8 +71,9 @@ SPLIT_CHECKS = [
 
 def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "training_set"])
-    settings = token_settings(project.fields)
-    table = TableDescription(table_columns(audience, project.fields.fields))
+    fields = audience_fields(project, audience)
+    settings = token_settings(project.fields, project.signals_of(audience))
+    table = TableDescription(table_columns(audience, fields))
     event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 
     @dg.asset(
@@ -87,7 +89,8 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     @step_body
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Devices × as-of days, labelled by what happened in the horizon after each."""
-        session, vocabulary = spark.session, models.vocabulary()
+        session, vocabulary = spark.session, models.vocabulary().only(names_of(fields))
+        models.keep_vocabulary(vocabulary)
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         as_of_days = matured_as_of_days(audience, known, project.fields.window_days)
         outcome_days = sorted({day for d in as_of_days for day in label_days(d, audience.horizon_days)})

@@ -10,11 +10,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, IntegerType, StructType
 
 from pipelines.steps.config.audience import Audience
-from pipelines.steps.config.fields import FieldSpec
+from pipelines.steps.config.behaviour_names import is_behaviour
 from pipelines.steps.config.label_values import conversion_predicate, label_columns
-from pipelines.steps.features.behaviour_codes import is_behaviour
 from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_fields import TokenField
 from pipelines.steps.features.token_weights import weights_column
 from pipelines.steps.labels.training_rows import PROMOTION, SPLIT_NAMES, TEST, TRAIN, VALIDATION
 from pipelines.steps.table_columns import Shown, TableColumn, audience_name, device_id
@@ -80,11 +80,11 @@ def build_rows(
     return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
 
 
-def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
+def table_columns(audience: Audience, fields: Sequence[TokenField]) -> dict[str, TableColumn]:
     """The columns of `training_set`."""
     label, everything = label_columns(audience.label), Shown.EVERYTHING
 
-    def ids(field: FieldSpec) -> TableColumn:
+    def ids(field: TokenField) -> TableColumn:
         return TableColumn(
             "array<int>",
             f"Ids of the tokens of `{field.name}`; {MISSING_ID}: there is none, {UNKNOWN_ID}: unknown.",
@@ -93,7 +93,7 @@ def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, 
             field.min_devices,
         )
 
-    def weights(field: FieldSpec) -> TableColumn:
+    def weights(field: TokenField) -> TableColumn:
         name = weights_column(field.name)
         return TableColumn(
             "binary", f"A byte for each id of `{field.name}`: what it weighs.", {"feature_tokens": [name]}
