@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import scoring_world
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.features.token_weights import weights_column
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import write_bundle
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.features.encoded_rows import offsets_of
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.features.token_weights import codes_of, to_bytes, weights_column
+from pipelines.steps.features.token_weights import codes_of, to_bytes
 
 DAY = date(2025, 5, 30)
 EMBEDDING_DIM = 32

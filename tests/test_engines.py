@@ -21,10 +21,10 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.errors import BundleError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.features.token_weights import weights_column
 from pipelines.steps.models.blend_model import BLEND_ARCHITECTURES, BlendedModel
 from pipelines.steps.models.bundle import (
     NO_MEMBERS,

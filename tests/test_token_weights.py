@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, Ragged, count_matrix
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
@@ -21,7 +22,6 @@ from pipelines.steps.features.token_weights import (
     events_class,
     in_words,
     to_bytes,
-    weights_column,
 )
 
 IDS = st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=8)

@@ -14,7 +14,14 @@ from pydantic import (
 )
 
 from pipelines.steps.config.behaviour import BehaviourSection
-from pipelines.steps.config.behaviour_names import AMOUNTS, BEHAVIOUR, DISTINCT, PAST, is_behaviour
+from pipelines.steps.config.behaviour_names import (
+    AMOUNTS,
+    BEHAVIOUR,
+    DISTINCT,
+    PAST,
+    is_behaviour,
+    weights_column,
+)
 from pipelines.steps.config.predicates import predicate_columns
 from pipelines.steps.config.problems import problem, shown_path
 from pipelines.steps.config.signals import SignalSpec
@@ -39,7 +46,6 @@ from pipelines.steps.config.values import (
     is_identifier,
     require_one,
 )
-from pipelines.steps.features.token_weights import weights_column
 
 FIELDS_FILE = "fields.yaml"
 

@@ -12,17 +12,11 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.features.normalize import normalize_values
 from pipelines.steps.features.token_fields import BehaviourField
-from pipelines.steps.features.token_weights import (
-    AGE_PLACE,
-    AGES,
-    DAYS,
-    DAYS_PLACE,
-    EVENTS,
-    weights_column,
-)
+from pipelines.steps.features.token_weights import AGE_PLACE, AGES, DAYS, DAYS_PLACE, EVENTS
 from pipelines.steps.row_groups import ROWS_PER_TASK
 from pipelines.steps.table_columns import Shown, TableColumn, device_id
 

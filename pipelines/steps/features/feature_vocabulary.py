@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.steps.config.behaviour_names import is_behaviour
+from pipelines.steps.config.behaviour_names import is_behaviour, weights_column
 from pipelines.steps.errors import BundleError, DataError
 from pipelines.steps.features.behaviour_codes import NONE, ZERO, parsed_token
 from pipelines.steps.features.encoded_rows import (
@@ -28,7 +28,7 @@ from pipelines.steps.features.encoded_rows import (
     matching_codes,
     offsets_of,
 )
-from pipelines.steps.features.token_weights import PLAIN, weights_column
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.table_columns import TableColumn
 
 if TYPE_CHECKING:

@@ -26,12 +26,6 @@ PLAIN = 0
 """The code of one event today, and of a token of which nothing is known: its weight is 1 in every model."""
 EDGES_HASH = hashlib.sha256(json.dumps([EVENTS, DAYS, AGES]).encode()).hexdigest()
 """Tells codes of other edges from these."""
-SUFFIX = "_weights"
-
-
-def weights_column(field: str) -> str:
-    """The column that holds the codes of a field's tokens: a byte for each, in their order."""
-    return field + SUFFIX
 
 
 def codes_of(events: np.ndarray, days: np.ndarray, ages: np.ndarray) -> np.ndarray:

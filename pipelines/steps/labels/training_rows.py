@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import MISSING_ID, EncodedRows, Ragged
-from pipelines.steps.features.token_weights import weights_column
 
 TRAIN = 0
 VALIDATION = 1

@@ -10,12 +10,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, BinaryType, IntegerType, StructType
 
 from pipelines.steps.config.audience import Audience
-from pipelines.steps.config.behaviour_names import is_behaviour
+from pipelines.steps.config.behaviour_names import is_behaviour, weights_column
 from pipelines.steps.config.label_values import conversion_predicate, label_columns
 from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.features.token_fields import TokenField
-from pipelines.steps.features.token_weights import weights_column
 from pipelines.steps.labels.training_rows import PROMOTION, SPLIT_NAMES, TEST, TRAIN, VALIDATION
 from pipelines.steps.table_columns import Shown, TableColumn, audience_name, device_id
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, EncodedRows, Ragged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.features.token_weights import PLAIN, weights_column
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.bundle import Scorer
 
 MAX_PARITY_DIFFERENCE = 1e-6
