@@ -118,9 +118,9 @@ def test_the_docs_hold_the_list() -> None:
 
 
 def test_a_group_that_is_none_is_refused_with_the_groups() -> None:
-    assert BehaviourSection(off=("hours",)).off == ("hours",)
+    assert BehaviourSection(without=("hours",)).without == ("hours",)
     with pytest.raises(ValidationError, match="one of activity, distinct, amounts, signals"):
-        BehaviourSection.model_validate({"off": ["hour"]})
+        BehaviourSection.model_validate({"without": ["hour"]})
 
 
 # --- on Spark -------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
         "window_days",
         "format",
         "behaviour.format",
-        "behaviour.off",
+        "behaviour.without",
         *(key for measure in fields.measures for key in (measure.key, f"measures.{measure.name}.max")),
         *(signal.setting for signal in project.signals),
         *(f"fields.{field.name}.{key}" for field in fields.fields for key in ("normalizer", "max_length")),
@@ -88,7 +88,7 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
         "fields.apps.normalizer": "package",
         "fields.apps.max_length": 100,
     }
-    behaviour = {key: tokens[key] for key in ("window_days", "behaviour.format", "behaviour.off")}
+    behaviour = {key: tokens[key] for key in ("window_days", "behaviour.format", "behaviour.without")}
     assert fields_of_settings(tokens, ["behaviour"]) == behaviour
     assert fields_of_settings(tokens, ["apps_distinct"]) == behaviour | {
         "fields.apps.column": "app_package",
@@ -226,7 +226,7 @@ OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set
             "signals:\n  opens: {event: {event_name: open}}\n",
             {"signals/opens", *OF_FIELDS},
         ),
-        ("fields", "window_days:", "behaviour: {off: [hours]}\nwindow_days:", OF_FIELDS),
+        ("fields", "window_days:", "behaviour: {without: [hours]}\nwindow_days:", OF_FIELDS),
         (
             "fields",
             "normalizer: package, min_devices: 2",

@@ -82,7 +82,7 @@ def token_settings(config: FieldsConfig, signals: Sequence[Signal]) -> dict[str,
     """The keys that decide on the rows of `feature_tokens`, as far as they tell of these signals."""
     fields = {f"fields.{f.name}.{key}": getattr(f, key) for f in config.fields for key in OF_TOKENS}
     measures = {f"measures.{measure.name}.max": measure.max for measure in config.measures}
-    behaviour = {"behaviour.format": BEHAVIOUR_FORMAT, "behaviour.off": sorted(config.behaviour.off)}
+    behaviour = {"behaviour.format": BEHAVIOUR_FORMAT, "behaviour.without": sorted(config.behaviour.without)}
     pasts: dict[str, Any] = {}
     for signal in signals:
         pasts |= signal_settings(config.events, signal)

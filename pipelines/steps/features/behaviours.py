@@ -74,7 +74,7 @@ def layout_of(config: FieldsConfig) -> "Layout":
         config.window_days,
         tuple(field.name for field in config.fields if field.kind == "multi"),
         {measure.name: measure.max for measure in config.measures},
-        config.behaviour.off,
+        config.behaviour.without,
     )
 
 
