@@ -90,7 +90,7 @@ def encode_plainly(sample: pa.Table, vocabulary: Vocabulary) -> EncodedRows:
 
 def _id_plainly(field: str, token: str | None, ids: Mapping[str, int]) -> int:
     """The id of a token; of a number of behaviour that is unknown, that of the nearest one's bucket."""
-    if token in ids:
+    if token is not None and token in ids:
         return ids[token]
     name, _, label = (token or "").rpartition("=")
     if not is_behaviour(field) or label not in LABELS[1:]:
