@@ -22,6 +22,7 @@ from pipelines.steps.features.encoded_rows import (
     Ragged,
 )
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.bundle import Scorer
 
 DECILES = 10
@@ -248,7 +249,9 @@ def _effect(
     if is_behaviour(field.name):
         other = _commonest_other(rows[field.name], field, token_id)
         own = given[field.name]
-        changed = Ragged(np.where(own.values == token_id, np.int32(other), own.values), own.offsets)
+        changed = Ragged(
+            np.where(own.values == token_id, np.int32(other), own.values), own.offsets, own.codes
+        )
     else:
         changed = _without(given[field.name], token_id)
     without = given | {field.name: changed}
@@ -277,8 +280,11 @@ def _rows_with(bag: Ragged, token_id: int) -> np.ndarray:
 
 def _without(bag: Ragged, token_id: int) -> Ragged:
     """The bags less a token; one that held nothing else is missing then."""
-    kept = [ids[ids != token_id] for ids in np.split(bag.values, bag.offsets[1:-1])]
-    return Ragged.from_lists([ids if len(ids) else [MISSING_ID] for ids in kept])
+    others = bag.filter(bag.values != token_id)
+    empty = others.offsets[:-1][others.lengths == 0]
+    codes = None if others.codes is None else np.insert(others.codes, empty, PLAIN)
+    ids = np.insert(others.values, empty, MISSING_ID)
+    return Ragged.of_lengths(ids, np.maximum(others.lengths, 1), codes)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.steps.config.behaviour_names import is_behaviour
+from pipelines.steps.config.behaviour_names import is_behaviour, weights_column
 from pipelines.steps.features.behaviour_codes import LABELS
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, EncodedRows, Ragged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.bundle import Scorer
 
 MAX_PARITY_DIFFERENCE = 1e-6
@@ -73,9 +74,16 @@ def encode_plainly(sample: pa.Table, vocabulary: Vocabulary) -> EncodedRows:
     for field in vocabulary.fields:
         ids = {token: place + RESERVED_IDS for place, token in enumerate(field.tokens)}
         bags = (tokens or [] for tokens in sample.column(field.name).to_pylist())
+        weights: list[list[int]] | None = None
+        if field.weighted:
+            column = sample.column(weights_column(field.name)).to_pylist()
+            weights = [list(each or b"")[: field.max_length] or [PLAIN] for each in column]
         rows[field.name] = Ragged.from_lists(
-            [_id_plainly(field.name, token, ids) for token in bag[: field.max_length]] or [MISSING_ID]
-            for bag in bags
+            (
+                [_id_plainly(field.name, token, ids) for token in bag[: field.max_length]] or [MISSING_ID]
+                for bag in bags
+            ),
+            weights,
         )
     return rows
 
