@@ -1,6 +1,7 @@
 """feature_tokens: one row per device and as-of day, the normalized tokens of the look-back window."""
 
 from collections.abc import Iterator, Sequence
+from datetime import date
 
 import dagster as dg
 from pyspark.sql import functions as F
@@ -13,6 +14,7 @@ from pipelines.steps.config.settings import (
     MADE_WITH,
     code_version,
     daily_settings,
+    settings_hold,
     token_settings,
 )
 from pipelines.steps.features.feature_tokens import (
@@ -23,8 +25,18 @@ from pipelines.steps.features.feature_tokens import (
     window,
 )
 from resources.asset_metadata import TableDescription, materialized_days
-from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
+from resources.expectations import (
+    Check,
+    Verdict,
+    blocking_names,
+    check_specs,
+    evaluate,
+    expect,
+    report,
+    subjects_of,
+)
 from resources.lake import Lake
+from resources.snapshots import Snapshot
 from resources.spark import Spark
 from resources.step_body import step_body
 
@@ -67,13 +79,7 @@ def blocking_checks() -> list[str]:
 
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    fields, window_days = project.fields.fields, project.fields.window_days
-    first, settings, needed = (
-        project.fields.events.first_day,
-        token_settings(project.fields),
-        DAILY_FORMAT | daily_settings(project.fields),
-    )
-    table = TableDescription(table_columns(fields, window_days))
+    window_days = project.fields.window_days
     look_back = dg.TimeWindowPartitionMapping(
         start_offset=1 - window_days, allow_nonexistent_upstream_partitions=True
     )
@@ -86,8 +92,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
         freshness_policy=daily.freshness,
-        code_version=code_version(settings),
-        metadata={**table.known(), **page("README.md")},
+        code_version=code_version(token_settings(project.fields)),
+        metadata={**table_of(project).known(), **page("README.md")},
         tags={"stage": "features", **HOLDS_IDS},
         pool=SPARK_POOL,
     )
@@ -96,26 +102,11 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake
     ) -> dg.MaterializeResult[None]:
         """Tokens of every device seen in the window that ends with the day."""
-        as_of_days = days_of(context)
-        windows = {str(as_of): keys_of(window(as_of, window_days, first)) for as_of in as_of_days}
-        days = sorted({day for window_keys in windows.values() for day in window_keys})
-        daily_rows = lake.snapshot("daily_fields", days).made_with(needed)
-        columns = ["device_id", "day", "last_event_time", *(field.name for field in fields)]
-        written = lake.write(
-            collect_tokens(daily_rows.frame(spark.session, columns), fields, as_of_days, window_days),
-            "feature_tokens",
-            by=["day"],
-            keys=keys_of(as_of_days),
-            sort=["device_id"],
-            files_per_partition=files_of([partition.rows for partition in daily_rows.partitions]),
-            options=PARQUET_OPTIONS,
-            properties={MADE_WITH: settings},
-            made_from=lambda key: daily_rows.only(windows[key]).versions,
-        )
+        made = make_days(project, spark, lake, days_of(context))
         return materialized_days(
             context,
-            lake.at("feature_tokens", written.values()),
-            table,
+            made,
+            table_of(project),
             shared={"window_days": window_days},
         )
 
@@ -127,13 +118,59 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
         snapshot = lake.snapshot("feature_tokens", keys_of(checked_days(context)))
-        subjects, tokens = subjects_of(snapshot), snapshot.frame(spark.session)
-        boundary = F.date_add("day", 1).cast("timestamp")
-        left = F.unix_micros(boundary) - F.unix_micros("last_event_time")
-        evidence = tokens.withColumn("microseconds_before_boundary", left)
-        yield from report(context, evaluate(KEY, CHECKS, evidence, subjects))
-        has_tokens = sum((F.size(f.name) for f in fields), F.lit(0)) > 0
-        shares = tokens.groupBy("day").agg(F.avg(has_tokens.cast("int")).alias("share_with_tokens"))
-        yield from report(context, evaluate(KEY, SHARE_CHECKS, shares.toPandas(), subjects))
+        yield from report(context, check_days(project, spark, snapshot))
 
     return [feature_tokens, feature_tokens_checks]
+
+
+def table_of(project: Project) -> TableDescription:
+    """The columns of the table."""
+    return TableDescription(table_columns(project.fields.fields, project.fields.window_days))
+
+
+def make_days(project: Project, spark: Spark, lake: Lake, as_of_days: Sequence[date]) -> Snapshot:
+    """Makes the tokens of as-of days in one Spark job, whichever asset's run they are made in."""
+    fields, window_days = project.fields.fields, project.fields.window_days
+    first, needed = project.fields.events.first_day, DAILY_FORMAT | daily_settings(project.fields)
+    windows = {str(as_of): keys_of(window(as_of, window_days, first)) for as_of in as_of_days}
+    days = sorted({day for window_keys in windows.values() for day in window_keys})
+    daily_rows = lake.snapshot("daily_fields", days).made_with(needed)
+    columns = ["device_id", "day", "last_event_time", *(field.name for field in fields)]
+    written = lake.write(
+        collect_tokens(daily_rows.frame(spark.session, columns), fields, as_of_days, window_days),
+        "feature_tokens",
+        by=["day"],
+        keys=keys_of(as_of_days),
+        sort=["device_id"],
+        files_per_partition=files_of([partition.rows for partition in daily_rows.partitions]),
+        options=PARQUET_OPTIONS,
+        properties={MADE_WITH: token_settings(project.fields)},
+        made_from=lambda key: daily_rows.only(windows[key]).versions,
+    )
+    return lake.at("feature_tokens", written.values())
+
+
+def check_days(project: Project, spark: Spark, snapshot: Snapshot) -> Iterator[Verdict]:
+    """What the checks say of as-of days, whichever asset's run they were made in."""
+    subjects, tokens = subjects_of(snapshot), snapshot.frame(spark.session)
+    boundary = F.date_add("day", 1).cast("timestamp")
+    left = F.unix_micros(boundary) - F.unix_micros("last_event_time")
+    evidence = tokens.withColumn("microseconds_before_boundary", left)
+    yield from evaluate(KEY, CHECKS, evidence, subjects)
+    has_tokens = sum((F.size(field.name) for field in project.fields.fields), F.lit(0)) > 0
+    shares = tokens.groupBy("day").agg(F.avg(has_tokens.cast("int")).alias("share_with_tokens"))
+    yield from evaluate(KEY, SHARE_CHECKS, shares.toPandas(), subjects)
+
+
+def days_to_make(project: Project, lake: Lake, as_of_days: Sequence[date]) -> list[date]:
+    """The as-of days without tokens, or whose tokens other settings or former versions of their days made."""
+    present, needed = set(lake.partition_keys("feature_tokens")), token_settings(project.fields)
+
+    def is_up_to_date(key: str) -> bool:
+        if key not in present:
+            return False
+        partition = lake.partition("feature_tokens", key)
+        made_with = partition.properties.get(MADE_WITH, {})
+        return settings_hold(made_with, needed) and lake.is_made_from_present(partition)
+
+    return [day for day in as_of_days if not is_up_to_date(day.isoformat())]

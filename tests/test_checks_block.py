@@ -6,6 +6,7 @@ corrupts it. Everything else is the real thing, and was right when `chain` ran.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
 from resources.snapshots import Partition
 from tests.small_project import (
+    AS_OF_DAYS,
     AUDIENCES,
     SCORED_DAY,
     Chain,
@@ -68,6 +70,16 @@ def written(spoiled: str, name: str, corrupt: Corrupt) -> Fault:
             return super().write(corrupt(frame), table, **how | {"expected_rows": None})
 
     return Fault(name, lambda project: {"lake": CorruptingLake(root=project.lake.root)})
+
+
+def made_again(day: date, fault: Fault) -> Fault:
+    """A fault in the tokens of a day to train on, which are not there and so are made by the training."""
+
+    def override(project: SmallProject) -> Mapping[str, Any]:
+        project.forget("feature_tokens", str(day))
+        return fault.override(project)
+
+    return Fault(fault.name, override)
 
 
 def one_row_lost(frame: DataFrame) -> DataFrame:
@@ -278,6 +290,9 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
     "feature_tokens:nothing_comes_after_the_as_of_day": [
         written("feature_tokens", "seen at the boundary", seen_at_the_boundary)
     ],
+    "training_days:every_day_passed_its_checks": [
+        made_again(AS_OF_DAYS[0], written("feature_tokens", "a device twice", one_row_twice))
+    ],
     "feature_vocabulary:ids_have_no_gaps": [vocabulary_read("a gap", _GappedField)],
     "feature_vocabulary:reserved_ids_stay_free": [
         vocabulary_read("one reserved id too few", _FieldWithoutMissing)
@@ -352,6 +367,7 @@ DOWNSTREAM = {
     "daily_fields": "feature_tokens",
     "daily_signals": None,
     "feature_tokens": "car_buyers/predictions",
+    "training_days": "feature_vocabulary",
     "feature_vocabulary": "car_buyers/training_set",
     "training_set": "car_buyers/logistic_model",
     **{f"{name}_model": "car_buyers/champion_model" for name in CANDIDATES},
@@ -361,7 +377,7 @@ DOWNSTREAM = {
     "deliveries": None,
 }
 """Asset → one that is made from it, if any."""
-SHARED = {"app_events", "daily_fields", "feature_tokens", "feature_vocabulary"}
+SHARED = {"app_events", "daily_fields", "feature_tokens", "training_days", "feature_vocabulary"}
 PARTITIONED = {"app_events", "daily_fields", "daily_signals", "feature_tokens"}
 PARTITIONED |= {"predictions", "segments", "deliveries"}
 

@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.audience import Audience, RollingDays
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
@@ -44,14 +44,14 @@ def days_after(count: int) -> date:
     return DAY + timedelta(days=count)
 
 
-def audience(as_of_days: object, horizon_days: int = HORIZON_DAYS) -> Audience:
+def audience(as_of_days: object | None, horizon_days: int = HORIZON_DAYS) -> Audience:
     return Audience.model_validate(
         {
             "file": Path("buyers.yaml"),
             "name": "buyers",
             "label": {"event": {"event_name": "purchase"}},
             "horizon_days": horizon_days,
-            "as_of_days": as_of_days,
+            **({} if as_of_days is None else {"as_of_days": as_of_days}),
             "segments": ({"name": "top", "size": 10},),
             "destinations": ({"type": "folder", "path": "out"},),
         }
@@ -167,7 +167,45 @@ def test_a_rolling_day_needs_a_whole_window(known: int, enough: bool) -> None:
         matured_as_of_days(rolling, known_days(known), window_days=5)
 
 
-@pytest.mark.parametrize("as_of_days", [(DAY,), {"count": 3, "every_days": 30}])
+# Known days, the last of them DAY; the newest matured one is 7 days earlier, and a window has 5 days.
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (HORIZON_DAYS + 5, [0]),
+        (HORIZON_DAYS + 5 + 2, [0]),
+        (HORIZON_DAYS + 5 + 3, [3, 0]),
+        (HORIZON_DAYS + 5 + 8, [6, 3, 0]),
+    ],
+)
+def test_days_without_a_number_are_all_that_a_whole_window_lies_before(
+    known: int, expected: list[int]
+) -> None:
+    days = matured_as_of_days(audience({"every_days": 3}), known_days(known), window_days=5)
+    assert days == [days_after(-HORIZON_DAYS - before) for before in expected]
+
+
+def test_where_no_days_are_named_there_is_one_a_week_over_all_history() -> None:
+    unnamed = audience(None)
+    assert unnamed.as_of_days == RollingDays(every_days=7)
+    days = matured_as_of_days(unnamed, known_days(40), window_days=5)
+    assert days == [days_after(-HORIZON_DAYS - before) for before in (28, 21, 14, 7, 0)]
+
+
+def test_days_over_all_history_leave_out_those_with_a_day_missing_in_window_or_horizon() -> None:
+    missing = days_after(-HORIZON_DAYS - 14)  # in the window of one day, in the horizon of another
+    known = [day for day in known_days(40) if day != missing]
+    days = matured_as_of_days(audience(None), known, window_days=5)
+    assert days == [days_after(-HORIZON_DAYS - before) for before in (28, 7, 0)]
+
+
+def test_history_without_one_whole_window_and_horizon_is_an_error() -> None:
+    with pytest.raises(DataError) as raised:
+        matured_as_of_days(audience(None), known_days(HORIZON_DAYS + 4), window_days=5)
+    assert "buyers: as-of days 2025-03-03 cannot be trained on" in str(raised.value)
+    assert "run ingestion_job for 2025-02-27 once" in str(raised.value)
+
+
+@pytest.mark.parametrize("as_of_days", [(DAY,), {"count": 3, "every_days": 30}, None])
 def test_without_any_events_there_is_nothing_to_train_on(as_of_days: object) -> None:
     with pytest.raises(DataError, match="run ingestion_job"):
         matured_as_of_days(audience(as_of_days), [], window_days=5)
