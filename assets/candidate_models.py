@@ -5,7 +5,7 @@ What does not belong here: which of them serves (`champion_model`).
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,21 +18,31 @@ from assets.descriptions import HOLDS_NO_IDS, page
 from pipelines.steps.config.audience import Audience, Training
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.config.settings import code_version
+from pipelines.steps.errors import abridged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
+from pipelines.steps.labels.training_rows import (
+    OUT_OF_TIME,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingFiles,
+    TrainingRows,
+)
 from pipelines.steps.models.bundle import Scorer, TrainedModel
 from pipelines.steps.models.dnn_config import DnnConfig
-from pipelines.steps.models.metrics import Difference, Metrics, Threshold
+from pipelines.steps.models.metrics import Difference, Threshold
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
     Candidate,
+    Measured,
+    Scores,
     find_thresholds,
     measure_candidate,
     write_candidate,
 )
 from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
-from pipelines.steps.promotion.model_report import report_model
+from pipelines.steps.promotion.model_report import report_later, report_model
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import ModelRecord
@@ -131,6 +141,10 @@ class XGBoostTraining(dg.Config):
     trials: int = Field(
         default=XGBOOST_TRIALS, ge=1, le=8, description="Settings tried; validation AUC chooses."
     )
+
+
+DAYS_SHOWN = 8
+"""As-of days that a card names."""
 
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -263,27 +277,31 @@ def keep_card(
     record: ModelRecord,
     scorer: Scorer,
     audience: Audience,
-    test: TrainingRows,
-    probabilities: np.ndarray,
+    rows: TrainingRows,
+    scores: Scores,
     models: ModelStore,
-    metrics: Mapping[str, Metrics],
+    measured: Mapping[str, Measured],
     differences: Mapping[str, Difference] | None = None,
     promotion: Promotion | None = None,
 ) -> Card:
-    """Looks at a model on the test rows, and keeps what was found beside its bundle."""
-    properties = record.properties
+    """Looks at a model on the test and out-of-time rows, and keeps what was found beside its bundle."""
+    properties, test, later = record.properties, rows.subset(TEST), rows.subset(OUT_OF_TIME)
     facts = {
         "version": record.version,
         "engine": scorer.manifest.engine,
         "training set": properties["training_set"],
-        "as-of days": ", ".join(properties["as_of_days"]),
+        "as-of days": abridged(properties["as_of_days"], DAYS_SHOWN),
         "horizon": f"{audience.horizon_days} days",
         "negatives kept in training": properties["negatives_kept"],
         "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
     }
-    report = report_model(scorer, test.labels, probabilities, test.bags, properties["thresholds"])
+    report = report_model(scorer, test.labels, scores.test, test.bags, properties["thresholds"])
+    if day := properties.get("out_of_time_day"):
+        report = replace(
+            report, later=report_later(day, later.labels, scores.out_of_time, properties["thresholds"])
+        )
     title = f"{audience.name}: {properties.get('model', record.model)}"
-    card = make_card(title, facts, report, metrics, differences, promotion)
+    card = make_card(title, facts, report, measured, differences, promotion)
     models.save_card(record, card.files())
     return card
 
@@ -303,7 +321,7 @@ def _train(
     *,
     elsewhere: bool = False,
 ) -> dg.MaterializeResult[None]:
-    """Trains, keeps and describes a candidate. It never sees the promotion rows.
+    """Trains, keeps and describes a candidate. No training sees the promotion and out-of-time rows.
 
     Args:
         model: Its name.
@@ -314,13 +332,15 @@ def _train(
         show: What else to say of it, as metadata.
         elsewhere: Whether the TRAIN rows stay in their files, for `train` to read.
     """
-    rows = data.files.read([VALIDATION, TEST] if elsewhere else [TRAIN, VALIDATION, TEST])
-    trained = train(data.files if elsewhere else rows, data.vocabulary.sizes)
+    trained_on = data.files if elsewhere else data.files.read([TRAIN, VALIDATION, TEST])
+    trained = train(trained_on, data.vocabulary.sizes)
+    del trained_on
     kept = data.partition.properties["negatives_kept"]
+    rows = data.files.read([VALIDATION, TEST, OUT_OF_TIME])
     candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
-    scorer, metrics = models.load(audience.name, model, record.version), {model: candidate.measured.test}
-    card = keep_card(record, scorer, audience, rows.subset(TEST), candidate.scores.test, models, metrics)
+    scorer, measured = models.load(audience.name, model, record.version), {model: candidate.measured}
+    card = keep_card(record, scorer, audience, rows, candidate.scores, models, measured)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(record.version),
         metadata={

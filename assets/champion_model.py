@@ -13,7 +13,7 @@ from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_rows import OUT_OF_TIME, PROMOTION, TEST, VALIDATION, TrainingRows
 from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.bundle import Scorer
 from pipelines.steps.models.bundle_loader import load_bundle
@@ -126,7 +126,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         """
         data = read_training_data(audience, lake, models)
         block = _block_of(data, audience)
-        rows = data.files.read([VALIDATION, TEST, PROMOTION])
+        rows = data.files.read([VALIDATION, TEST, PROMOTION, OUT_OF_TIME])
         scored = _score_candidates(audience, data, rows, models)
         validation, kept = rows.subset(VALIDATION).labels, rows.subset(PROMOTION)
         choice = choose(
@@ -143,7 +143,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             seed=seed,
         )
         challenger = _record(choice, scored, thresholds, promotion, audience, models)
-        card = _keep_cards(challenger, choice.name, scored, rows.subset(TEST), promotion, audience, models)
+        card = _keep_cards(challenger, choice.name, scored, rows, promotion, audience, models)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(challenger.version),
             metadata={
@@ -169,12 +169,10 @@ def _score_candidates(
     """
     candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
     _require_same_rows(candidates, data.partition.version)
-    validation, test = rows.subset(VALIDATION), rows.subset(TEST)
     scored = {}
     for name, record in candidates.items():
         scorer = models.load(audience.name, name, record.version)
-        scores = Scores(scorer.score(validation.bags), scorer.score(test.bags))
-        scored[name] = Scored(record, scorer, scores)
+        scored[name] = Scored(record, scorer, Scores.of(scorer, rows))
     # Its members are corrected for negatives left out already.
     blend = measure_candidate(
         blend_of({name: models.bundle(record) for name, record in candidates.items()}),
@@ -182,7 +180,7 @@ def _score_candidates(
         rows,
         scores=blend_scores({name: each.scores for name, each in scored.items()}),
     )
-    record = keep_model(BLEND, blend, validation.labels, audience, data, models)
+    record = keep_model(BLEND, blend, rows.subset(VALIDATION).labels, audience, data, models)
     scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)
     return scored
 
@@ -214,17 +212,17 @@ def _keep_cards(
     challenger: ModelRecord,
     chosen: str,
     scored: Mapping[str, Scored],
-    test: TrainingRows,
+    rows: TrainingRows,
     promotion: Promotion,
     audience: Audience,
     models: ModelStore,
 ) -> Card:
     """Keeps the blend's card, as each candidate has one, and the challenger's, which is handed out."""
-    metrics = {n: Measured.from_dict(each.record.properties["metrics"]).test for n, each in scored.items()}
+    measured = {n: Measured.from_dict(each.record.properties["metrics"]) for n, each in scored.items()}
     if chosen != BLEND:
         own = scored[BLEND]
-        keep_card(own.record, own.scorer, audience, test, own.scores.test, models, {BLEND: metrics[BLEND]})
-    own, seed = scored[chosen], audience.training.seed
+        keep_card(own.record, own.scorer, audience, rows, own.scores, models, {BLEND: measured[BLEND]})
+    own, seed, test = scored[chosen], audience.training.seed, rows.subset(TEST)
     differences = {
         name: compare_auc(test.labels, own.scores.test, each.scores.test, seed=seed)
         for name, each in scored.items()
@@ -234,10 +232,10 @@ def _keep_cards(
         challenger,
         own.scorer,
         audience,
-        test,
-        own.scores.test,
+        rows,
+        own.scores,
         models,
-        {chosen: metrics[chosen], **metrics},
+        {chosen: measured[chosen], **measured},
         differences,
         promotion,
     )
@@ -281,6 +279,7 @@ def _described(
         "blend above the best candidate (validation AUC)": f"{choice.blend_gain} over {choice.best_single}",
         "validation_auc": metrics.validation.auc,
         "test_auc": metrics.test.auc,
+        **({"out_of_time_auc": metrics.out_of_time.auc} if metrics.out_of_time else {}),
     }
 
 

@@ -15,11 +15,19 @@ from pyspark.sql import functions as F
 from pipelines.steps.config.audience import Audience, RollingDays
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
-from pipelines.steps.labels.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
+from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
+from pipelines.steps.labels.training_rows import (
+    OUT_OF_TIME,
+    PROMOTION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingFiles,
+)
 from pipelines.steps.labels.training_set import (
     ClassBalance,
     PromotionBlock,
+    build_rows,
     class_balance,
     class_balances,
     count_splits,
@@ -296,6 +304,87 @@ def test_a_device_is_in_the_split_that_it_was_in_in_every_version_of_this_code(f
     )
     # The two that are kept for promotion were in 1 and 2 before there was a block; no other one has moved.
     assert [row["split"] for row in rows.toArrow().to_pylist()] == [3, 0, 3, 0, 1, 1, 2, 2, 0, 1, 1, 1]
+
+
+# --- the newest as-of day -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("days_before", "horizon_days", "is_kept"),
+    [
+        ([28, 21, 14, 7, 0], 7, True),  # four of five stay
+        ([21, 14, 7, 0], 7, True),  # three of four
+        ([14, 7, 0], 7, False),  # two
+        ([21, 14, 7, 0], 8, False),  # the horizon of the day before ends a day too late
+        ([7 * week for week in reversed(range(15))], 28, False),  # 11 of 15 are less than three quarters
+        ([7 * week for week in reversed(range(16))], 28, True),  # 12 of 16
+        ([0], 7, False),
+    ],
+)
+def test_the_newest_as_of_day_is_only_measured_on_where_history_is_long_enough(
+    days_before: list[int], horizon_days: int, is_kept: bool
+) -> None:
+    as_of_days = [days_after(-before) for before in days_before]
+    assert out_of_time_day(as_of_days, horizon_days) == (DAY if is_kept else None)
+
+
+OLD, OVERLAPPING = days_after(-HORIZON_DAYS), days_after(1 - HORIZON_DAYS)
+DEVICES = 40
+
+
+@pytest.fixture(scope="module")
+def splits_by_day(frame: Frame) -> dict[date, dict[str, int]]:
+    """Three as-of days of 40 devices, where the newest is only measured on: day → device → split."""
+    devices = [f"d{number}" for number in range(DEVICES)]
+    tokens = [(device, day, ["a"], []) for device in devices for day in (OLD, OVERLAPPING, DAY)]
+    features = frame("device_id string, day date, apps array<string>, model array<string>", tokens)
+    events = frame(EVENTS, [("d0", MIDNIGHT, "purchase")])
+    rows = build_rows(features, events, audience(None), VOCABULARY, out_of_time=DAY).toArrow().to_pylist()
+    found: dict[date, dict[str, int]] = {OLD: {}, OVERLAPPING: {}, DAY: {}}
+    for row in rows:
+        found[row["day"]][row["device_id"]] = row["split"]
+    return found
+
+
+def test_no_row_of_the_newest_day_is_trained_tuned_or_chosen_on(
+    splits_by_day: dict[date, dict[str, int]],
+) -> None:
+    assert set(splits_by_day[DAY].values()) == {OUT_OF_TIME, PROMOTION}
+    assert len(splits_by_day[DAY]) == DEVICES
+
+
+def test_no_label_of_a_training_is_decided_after_the_newest_day(
+    splits_by_day: dict[date, dict[str, int]],
+) -> None:
+    assert set(splits_by_day[OVERLAPPING].values()) == {TEST, PROMOTION}
+
+
+def test_a_whole_horizon_before_the_newest_day_each_device_has_its_split(
+    splits_by_day: dict[date, dict[str, int]],
+) -> None:
+    of_device = splits_by_day[OLD]
+    assert len(of_device) == DEVICES
+    assert set(of_device.values()) == {TRAIN, VALIDATION, TEST, PROMOTION}
+    for day in (OVERLAPPING, DAY):
+        kept = {device: split for device, split in splits_by_day[day].items() if split != OUT_OF_TIME}
+        assert kept == {device: of_device[device] for device in kept}
+    assert devices_in(splits_by_day[DAY], PROMOTION) == devices_in(of_device, PROMOTION)
+
+
+def test_what_happens_in_the_horizon_changes_the_label_and_no_feature(frame: Frame) -> None:
+    schema = "device_id string, day date, apps array<string>, model array<string>"
+    features = frame(schema, [("phone", DAY, ["b", "a"], ["pixel"])])
+    rows = {}
+    for name, events in {
+        "none": [],
+        "one": [("phone", MIDNIGHT, "purchase")],
+        "many": [("phone", MIDNIGHT + timedelta(days=day), "purchase") for day in (5, 1, 3)],
+    }.items():
+        [rows[name]] = (
+            build_rows(features, frame(EVENTS, events), audience(None), VOCABULARY).toArrow().to_pylist()
+        )
+    assert [row.pop("label") for row in rows.values()] == [0, 1, 1]
+    assert rows["none"] == rows["one"] == rows["many"]
 
 
 # --- whose rows they are --------------------------------------------------------------------------

@@ -6,10 +6,29 @@ from datetime import date, timedelta
 from pipelines.steps.config.audience import Audience, RollingDays
 from pipelines.steps.errors import DataError, day_ranges
 
+LEAST_DAYS_BEFORE, LEAST_SHARE_BEFORE = 3, 0.75
+"""As-of days that stay to be trained on, where the newest is kept to be measured on."""
+
 
 def label_days(as_of: date, horizon_days: int) -> list[date]:
     """The days whose events decide the label of an as-of day: the `horizon_days` after it."""
     return [as_of + timedelta(days=ahead) for ahead in range(1, horizon_days + 1)]
+
+
+def out_of_time_day(as_of_days: Sequence[date], horizon_days: int) -> date | None:
+    """The newest as-of day, where history is long enough to keep it for being measured on alone.
+
+    What is trained on lies a whole horizon before it, so that no label of a training is decided after it. It
+    is kept where so many days stay to train on: three at least, and three quarters of all.
+
+    Args:
+        as_of_days: All of them, oldest first.
+        horizon_days: How many days after an as-of day decide its labels.
+    """
+    newest = as_of_days[-1]
+    staying = [day for day in as_of_days if day + timedelta(days=horizon_days) <= newest]
+    enough = max(LEAST_DAYS_BEFORE, LEAST_SHARE_BEFORE * len(as_of_days))
+    return newest if len(staying) >= enough else None
 
 
 def matured_as_of_days(audience: Audience, known_days: Sequence[date], window_days: int) -> list[date]:

@@ -21,11 +21,14 @@ VALIDATION = 1
 TEST = 2
 PROMOTION = 3
 """Rows that decide whether a new champion serves; nothing of a training may read them."""
+OUT_OF_TIME = 4
+"""Rows of the newest as-of day, which tell what a model does later; nothing of a training may read them."""
 SPLIT_NAMES: Mapping[int, str] = {
     TRAIN: "train",
     VALIDATION: "validation",
     TEST: "test",
     PROMOTION: "promotion",
+    OUT_OF_TIME: "out_of_time",
 }
 
 
@@ -35,7 +38,7 @@ class TrainingRows:
 
     Attributes:
         labels: float32 [rows], 0 or 1.
-        split: int8 [rows], one of TRAIN, VALIDATION, TEST, PROMOTION.
+        split: int8 [rows], one of TRAIN, VALIDATION, TEST, PROMOTION, OUT_OF_TIME.
         bags: Field name → ids of every row, in field order.
     """
 

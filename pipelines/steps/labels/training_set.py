@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,14 @@ from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.config.label_values import conversion_predicate, label_columns
 from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import PROMOTION, SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from pipelines.steps.labels.training_rows import (
+    OUT_OF_TIME,
+    PROMOTION,
+    SPLIT_NAMES,
+    TEST,
+    TRAIN,
+    VALIDATION,
+)
 from pipelines.steps.table_columns import Shown, TableColumn, audience_name, device_id
 
 SAMPLE_GRAIN = 1_000_000
@@ -52,7 +60,11 @@ class PromotionBlock:
 
 
 def build_rows(
-    feature_tokens: DataFrame, events: DataFrame, audience: Audience, vocabulary: Vocabulary
+    feature_tokens: DataFrame,
+    events: DataFrame,
+    audience: Audience,
+    vocabulary: Vocabulary,
+    out_of_time: date | None = None,
 ) -> DataFrame:
     """The training set: labelled, split, encoded.
 
@@ -61,6 +73,7 @@ def build_rows(
         events: Accepted events of all the days that decide a label.
         audience: Its label, horizon, split fractions and seed.
         vocabulary: Turns tokens into ids.
+        out_of_time: The newest as-of day, where it is only measured on.
 
     Returns:
         `device_id`, `day`, `label`, `split` and one array<int> per field.
@@ -72,10 +85,13 @@ def build_rows(
         training.test_fraction,
         PromotionBlock(training.promotion_fraction),
     )
+    if out_of_time:
+        split = keep_for_later(split, out_of_time, audience.horizon_days)
     predicate = conversion_predicate(audience, dict(events.dtypes))
     labelled = label_devices(feature_tokens, events, predicate, audience.horizon_days)
     kept = keep_negatives(training.seed, training.negatives_kept)
-    return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
+    rows = labelled.withColumn("split", split).where(F.col("split").isNotNull() & kept)
+    return encode_rows(rows, vocabulary)
 
 
 def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
@@ -103,7 +119,7 @@ def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, 
         "split": TableColumn(
             "tinyint",
             ", ".join(f"{number}: {name}" for number, name in sorted(SPLIT_NAMES.items())),
-            {"feature_tokens": ["device_id"]},
+            {"feature_tokens": ["device_id", "day"]},
             everything,
         ),
         **{field.name: ids(field) for field in fields},
@@ -167,6 +183,27 @@ def split_devices(
         .otherwise(TRAIN)
     )
     return split.cast("tinyint")
+
+
+def keep_for_later(split: Column, out_of_time: date, horizon_days: int) -> Column:
+    """The split of a row, where the newest as-of day is only measured on; null: the row is left out.
+
+    Every device but those kept for promotion has its row of that day in OUT_OF_TIME. Rows of days whose
+    horizon ends after it neither train nor validate: what decides their labels partly decides those, too.
+
+    Args:
+        split: By device alone.
+        out_of_time: The newest as-of day.
+        horizon_days: How many days after an as-of day decide its labels.
+    """
+    overlaps = F.date_add("day", horizon_days) > F.lit(out_of_time)
+    chosen = (
+        F.when(split == PROMOTION, PROMOTION)
+        .when(F.col("day") == F.lit(out_of_time), OUT_OF_TIME)
+        .when(overlaps & split.isin(TRAIN, VALIDATION), F.lit(None))
+        .otherwise(split)
+    )
+    return chosen.cast("tinyint")
 
 
 def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
