@@ -180,12 +180,12 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         data, settings = read_training_data(audience, lake, models), config.settings(training)
         streamed = data.partition.rows > config.stream_above
 
-        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedDnn:
+        def train(rows: Rows, vocabulary: Vocabulary) -> TrainedDnn:
             if config.processes > 1:
                 return _train_in_processes(context, spark, data, settings, config.processes, streamed)
             return train_dnn(
                 rows,
-                sizes,
+                vocabulary.sizes,
                 settings,
                 checkpoint=models.checkpoint(audience.name, "dnn"),
             )
@@ -198,13 +198,16 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     @step_body
     def xgboost_model(config: XGBoostTraining, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
+        from pipelines.steps.models.model_columns import ordinal_columns
         from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 
         settings = XGBoostConfig(seed=training.seed)
 
-        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            rows = _in_memory(rows)
-            return tune_xgboost(rows, sizes, settings, trials=config.trials)
+        def train(rows: Rows, vocabulary: Vocabulary) -> TrainedModel:
+            columns = ordinal_columns(vocabulary.fields)
+            return tune_xgboost(
+                _in_memory(rows), vocabulary.sizes, settings, trials=config.trials, columns=columns
+            )
 
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
 
@@ -215,10 +218,11 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
         from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+        from pipelines.steps.models.model_columns import cumulative_columns
 
-        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            rows = _in_memory(rows)
-            return train_logistic(rows, sizes, LogisticConfig())
+        def train(rows: Rows, vocabulary: Vocabulary) -> TrainedModel:
+            columns = cumulative_columns(vocabulary.fields)
+            return train_logistic(_in_memory(rows), vocabulary.sizes, LogisticConfig(), columns)
 
         return _train("logistic", audience, read_training_data(audience, lake, models), models, train)
 
@@ -316,7 +320,7 @@ def _train(
     audience: Audience,
     data: TrainingData,
     models: ModelStore,
-    train: Callable[[Rows, Mapping[str, int]], M],
+    train: Callable[[Rows, Vocabulary], M],
     show: Callable[[M], Mapping[str, Any]] = lambda _: {},
     *,
     elsewhere: bool = False,
@@ -328,12 +332,12 @@ def _train(
         audience: What it is of.
         data: The training set.
         models: Where it goes.
-        train: Rows and vocabulary sizes → the model.
+        train: Rows and vocabulary → the model.
         show: What else to say of it, as metadata.
         elsewhere: Whether the TRAIN rows stay in their files, for `train` to read.
     """
     trained_on = data.files if elsewhere else data.files.read([TRAIN, VALIDATION, TEST])
-    trained = train(trained_on, data.vocabulary.sizes)
+    trained = train(trained_on, data.vocabulary)
     del trained_on
     kept = data.partition.properties["negatives_kept"]
     rows = data.files.read([VALIDATION, TEST, OUT_OF_TIME])

@@ -11,7 +11,7 @@ from datetime import date
 import dagster as dg
 import pandas as pd
 
-from assets import feature_tokens
+from assets import daily_signals, feature_tokens
 from assets.descriptions import HOLDS_NO_IDS, page
 from assets.partitions import SPARK_POOL, keys_of
 from pipelines.steps.config.project import Project
@@ -44,10 +44,10 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
 
     @dg.asset(
         key=KEY,
-        deps=["daily_fields", "app_events"],
+        deps=["daily_fields", "app_events", *[daily_signals.key_of(signal) for signal in project.signals]],
         group_name="features",
         kinds={"spark", "parquet"},
-        code_version=code_version([token_settings(project.fields), as_of]),
+        code_version=code_version([token_settings(project.fields, project.declared_signals), as_of]),
         metadata=page("docs/models.md"),
         tags={"stage": "features", **HOLDS_NO_IDS},
         pool=SPARK_POOL,

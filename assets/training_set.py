@@ -16,6 +16,7 @@ from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.label_values import label_columns
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings, token_settings
+from pipelines.steps.features.token_fields import audience_fields, names_of
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
 from pipelines.steps.labels.training_rows import OUT_OF_TIME, SPLIT_NAMES, TRAIN, VALIDATION
 from pipelines.steps.labels.training_set import (
@@ -76,9 +77,10 @@ SPLIT_CHECKS = [
 
 def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "training_set"])
-    settings = token_settings(project.fields)
-    table = TableDescription(table_columns(audience, project.fields.fields))
-    token_columns = ["device_id", "day", *(field.name for field in project.fields.fields)]
+    fields = audience_fields(project, audience)
+    settings = token_settings(project.fields, project.signals_of(audience))
+    table = TableDescription(table_columns(audience, fields))
+    token_columns = ["device_id", "day", *names_of(fields)]
     event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 
     @dg.asset(
@@ -94,7 +96,8 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     @step_body
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Devices × as-of days, labelled by what happened in the horizon after each."""
-        session, vocabulary = spark.session, models.vocabulary()
+        session, vocabulary = spark.session, models.vocabulary().only(names_of(fields))
+        models.keep_vocabulary(vocabulary)
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         as_of_days = matured_as_of_days(audience, known, project.fields.window_days)
         out_of_time = out_of_time_day(as_of_days, audience.horizon_days)

@@ -32,7 +32,7 @@ SHARED_EDGES = {
     "app_events": set(),
     "daily_fields": {"app_events"},
     **{f"signals/{name}": {"app_events"} for name in SIGNALS},
-    "feature_tokens": {"daily_fields"},
+    "feature_tokens": {"daily_fields", *(f"signals/{name}" for name in SIGNALS)},
     # Labels come from the events, so the days known are told by them.
     "training_days": {"daily_fields", "app_events"},
     "feature_vocabulary": {"training_days", "feature_tokens", "app_events"},
@@ -119,9 +119,10 @@ def test_daily_assets_share_partitions_and_backfill_policy(definitions: dg.Defin
     assert all(node.partitions_def is None for node in others)
 
 
-def test_a_day_of_features_depends_on_its_window(definitions: dg.Definitions) -> None:
+@pytest.mark.parametrize("table", ["daily_fields", "signals/bike_buyers"])
+def test_a_day_of_features_depends_on_all_days_before(definitions: dg.Definitions, table: str) -> None:
     graph = definitions.resolve_asset_graph()
-    mapping = graph.get_partition_mapping(dg.AssetKey("feature_tokens"), dg.AssetKey("daily_fields"))
+    mapping = graph.get_partition_mapping(dg.AssetKey("feature_tokens"), dg.AssetKey(table.split("/")))
     days = graph.get(dg.AssetKey("feature_tokens")).partitions_def
     assert days is not None
 
@@ -130,7 +131,7 @@ def test_a_day_of_features_depends_on_its_window(definitions: dg.Definitions) ->
         result = mapping.get_upstream_mapped_partitions_result_for_partitions(subset, days, days)
         return sorted(result.partitions_subset.get_partition_keys())
 
-    assert upstream("2025-03-10") == ["2025-03-08", "2025-03-09", "2025-03-10"]
+    assert upstream("2025-03-10") == [f"2025-03-{day:02}" for day in range(1, 11)]
     assert upstream("2025-03-01") == ["2025-03-01"]
 
 

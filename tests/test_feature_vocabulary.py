@@ -47,6 +47,46 @@ def to_lists(ragged: Ragged) -> list[list[int]]:
     ]
 
 
+# --- behaviour ----------------------------------------------------------------------------------
+
+
+BEHAVED = FieldVocabulary("behaviour", 2, ("events_7d=2", "events_7d=8", "recency=none", "recency=1"))
+
+
+@pytest.mark.parametrize(
+    ("token", "known"),
+    [
+        ("events_7d=8", "events_7d=8"),
+        ("events_7d=3", "events_7d=2"),
+        ("events_7d=64", "events_7d=8"),
+        ("events_7d=0", "events_7d=2"),
+        ("events_7d=4", "events_7d=2"),  # as near to both: the one nearer to 0
+        ("recency=96", "recency=1"),
+        ("recency=none", "recency=none"),
+    ],
+)
+def test_a_code_that_the_vocabulary_lacks_is_read_as_the_nearest(token: str, known: str) -> None:
+    assert to_lists(BEHAVED.encode(arrow_lists([[token, token]]))) == [
+        [BEHAVED.tokens.index(known) + RESERVED_IDS] * 2
+    ]
+
+
+@pytest.mark.parametrize("token", ["events_7d=none", "tenure=4", "events_7d=soon", "events_7d", None])
+def test_what_has_no_code_of_a_known_behaviour_is_unknown(token: str | None) -> None:
+    assert to_lists(BEHAVED.encode(arrow_lists([[token]]))) == [[UNKNOWN_ID]]
+
+
+def test_a_field_whose_tokens_look_like_codes_has_none_but_its_own() -> None:
+    plain = FieldVocabulary("apps", 2, ("events_7d=2",))
+    assert to_lists(plain.encode(arrow_lists([["events_7d=3"]]))) == [[UNKNOWN_ID]]
+
+
+def test_a_vocabulary_of_some_fields_keeps_their_ids() -> None:
+    assert VOCABULARY.only(["model"]) == Vocabulary((MODEL,))
+    with pytest.raises(DataError, match="run training_job, which fits the vocabulary first"):
+        VOCABULARY.only(["model", "cars_past"])
+
+
 # --- encoding -------------------------------------------------------------------------------------
 
 

@@ -59,9 +59,11 @@ def edited(project: SmallProject, directory: Path, **changes: tuple[str, str]) -
 
 
 def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: SmallProject) -> None:
-    fields = load_project(written.audiences_dir).fields
+    project = load_project(written.audiences_dir)
+    fields = project.fields
 
-    events, daily, tokens = event_settings(fields.events), daily_settings(fields), token_settings(fields)
+    events, daily = event_settings(fields.events), daily_settings(fields)
+    tokens = token_settings(fields, project.signals)
 
     assert "events.filters.not_emulator" in events
     assert not [key for key in events if "path" in key or "_day" in key]  # where they lie makes no other rows
@@ -70,6 +72,10 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
     }
     assert tokens.keys() - daily.keys() == {
         "window_days",
+        "behaviour.format",
+        "behaviour.off",
+        *(key for measure in fields.measures for key in (measure.key, f"measures.{measure.name}.max")),
+        *(signal.setting for signal in project.signals),
         *(f"fields.{field.name}.{key}" for field in fields.fields for key in ("normalizer", "max_length")),
     }
     assert fields_of_settings(tokens, ["apps"]) == {
@@ -78,6 +84,20 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
         "fields.apps.kind": "multi",
         "fields.apps.normalizer": "package",
         "fields.apps.max_length": 100,
+    }
+    behaviour = {key: tokens[key] for key in ("window_days", "behaviour.format", "behaviour.off")}
+    assert fields_of_settings(tokens, ["behaviour"]) == behaviour
+    assert fields_of_settings(tokens, ["apps_distinct"]) == behaviour | {
+        "fields.apps.column": "app_package",
+        "fields.apps.kind": "multi",
+    }
+    assert fields_of_settings(tokens, ["name_length_amounts"]) == behaviour | {
+        "measures.name_length.sql": "length(app_package)",
+        "measures.name_length.max": False,
+    }
+    assert fields_of_settings(tokens, ["car_pages_past", "bike_buyers_past"]) == behaviour | {
+        "signals.car_pages": {"where": "app_package like 'com.cars.%'"},
+        "bike_buyers: label": {"where": "event_name = 'purchase' and product in ('bike', 'e-bike')"},
     }
 
 
@@ -183,10 +203,21 @@ OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set
             "max_late_hours: 3",
             {"app_events", "daily_fields", *EVERY_SIGNAL, *OF_FIELDS},
         ),
-        ("fields", "length(app_package)", "length(product)", {"daily_fields"}),
-        ("fields", "measures:\n", "measures:\n  more: {sql: length(product)}\n", {"daily_fields"}),
-        ("fields", "com.cars.%", "com.bikes.%", {"signals/car_pages"}),
-        ("fields", "signals:\n", "signals:\n  opens: {event: {event_name: open}}\n", {"signals/opens"}),
+        ("fields", "length(app_package)", "length(product)", {"daily_fields", *OF_FIELDS}),
+        (
+            "fields",
+            "measures:\n",
+            "measures:\n  more: {sql: length(product)}\n",
+            {"daily_fields", *OF_FIELDS},
+        ),
+        ("fields", "com.cars.%", "com.bikes.%", {"signals/car_pages", *OF_FIELDS}),
+        (
+            "fields",
+            "signals:\n",
+            "signals:\n  opens: {event: {event_name: open}}\n",
+            {"signals/opens", *OF_FIELDS},
+        ),
+        ("fields", "window_days:", "behaviour: {off: [hours]}\nwindow_days:", OF_FIELDS),
         (
             "fields",
             "normalizer: package, min_devices: 2",

@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipelines.steps.config.behaviour_names import AMOUNTS, BEHAVIOUR, DISTINCT, PAST, is_behaviour
 from pipelines.steps.config.fields import FIELDS_FILE, EventSource, FieldsConfig, FieldSpec, MeasureSpec
-from pipelines.steps.config.signals import Signal
+from pipelines.steps.config.signals import SIGNAL_PLACES, Signal
 from pipelines.steps.errors import DataError, abridged, day_ranges
 
 MADE_WITH = "made_with"
@@ -33,6 +34,10 @@ JOBS = {
     **dict.fromkeys(("predictions", "segments"), "daily_job"),
 }
 """Table → the job that makes its partitions the first time."""
+OF_DAYS, OF_TOKENS = ("column", "kind"), ("normalizer", "max_length")
+"""Keys of a field that decide on its values in `daily_fields`, and on its tokens besides."""
+BEHAVIOUR_FORMAT = 1
+"""Moves on where a number of behaviour or a code of one is computed in another way."""
 SHOWN = 4
 FORMAT = "format"
 DAILY_FORMAT = {FORMAT: 2}
@@ -55,7 +60,7 @@ def daily_settings(config: FieldsConfig, fields: Sequence[FieldSpec] | None = No
     """The keys that decide on the rows of `daily_fields`; of some fields, or of all."""
     chosen = config.fields if fields is None else fields
     return event_settings(config.events) | {
-        f"fields.{field.name}.{key}": getattr(field, key) for field in chosen for key in ("column", "kind")
+        f"fields.{field.name}.{key}": getattr(field, key) for field in chosen for key in OF_DAYS
     }
 
 
@@ -71,17 +76,46 @@ def signal_settings(source: EventSource, signal: Signal) -> dict[str, Any]:
     return event_settings(source) | {signal.setting: condition}
 
 
-def token_settings(config: FieldsConfig, fields: Sequence[FieldSpec] | None = None) -> dict[str, Any]:
-    """The keys that decide on the rows of `feature_tokens`; of some fields, or of all."""
-    chosen = config.fields if fields is None else fields
-    own = {f"fields.{f.name}.{key}": getattr(f, key) for f in chosen for key in ("normalizer", "max_length")}
-    return daily_settings(config, chosen) | own | {"window_days": config.window_days}
+def token_settings(config: FieldsConfig, signals: Sequence[Signal]) -> dict[str, Any]:
+    """The keys that decide on the rows of `feature_tokens`, as far as they tell of these signals."""
+    fields = {f"fields.{f.name}.{key}": getattr(f, key) for f in config.fields for key in OF_TOKENS}
+    measures = {f"measures.{measure.name}.max": measure.max for measure in config.measures}
+    behaviour = {"behaviour.format": BEHAVIOUR_FORMAT, "behaviour.off": sorted(config.behaviour.off)}
+    pasts: dict[str, Any] = {}
+    for signal in signals:
+        pasts |= signal_settings(config.events, signal)
+    return (
+        daily_settings(config)
+        | measure_settings(config)
+        | pasts
+        | fields
+        | measures
+        | behaviour
+        | {"window_days": config.window_days}
+    )
 
 
 def fields_of_settings(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """Those that give the tokens of some fields their meaning, whatever events they were made from."""
-    prefixes = tuple(f"fields.{name}." for name in fields)
-    return {key: value for key, value in settings.items() if key.startswith(prefixes) or key == "window_days"}
+    """Those that give the tokens of some fields their meaning, whatever events they were made from.
+
+    Args:
+        settings: Of `feature_tokens`.
+        fields: Names of token fields, those of behaviour among them.
+    """
+    prefixes, names = set(), {"window_days"}
+    for name in fields:
+        if name.endswith(DISTINCT):
+            own = f"fields.{name.removesuffix(DISTINCT)}."
+            names |= {own + key for key in OF_DAYS}
+        elif name.endswith(AMOUNTS):
+            prefixes.add(f"measures.{name.removesuffix(AMOUNTS)}.")
+        elif name.endswith(PAST):
+            names |= {place.format(name.removesuffix(PAST)) for place in SIGNAL_PLACES}
+        elif name != BEHAVIOUR:
+            prefixes.add(f"fields.{name}.")
+        if is_behaviour(name):
+            prefixes.add("behaviour.")
+    return {key: value for key, value in settings.items() if key.startswith(tuple(prefixes)) or key in names}
 
 
 def code_version(settings: Any) -> str:

@@ -6,16 +6,14 @@ that there is nothing to fit, to freeze or to refit; their hash goes where a fit
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.steps.features.behaviours import Behaviour
+if TYPE_CHECKING:
+    from pipelines.steps.features.behaviours import Behaviour
 
-BEHAVIOUR = "behaviour"
-"""The field that holds the tokens of `device_behaviours`."""
-PAST = "_past"
-"""Ends the names of the fields that hold the tokens of `signal_behaviours`, after the signal's."""
 SMALLEST, LARGEST = -6, 31
 """Binary exponents of the edges: what is nearer to 0 than 1/64, or beyond 3·2³⁰, goes to the last bucket."""
 EDGES = np.sort(np.outer([1.0, 1.5], 2.0 ** np.arange(SMALLEST, LARGEST + 1)).ravel())
@@ -32,11 +30,6 @@ EDGES_HASH = hashlib.sha256(EDGES.astype("<f8").tobytes()).hexdigest()
 _CODE_OF_LABEL = {label: code for code, label in enumerate(LABELS)}
 
 
-def is_behaviour(field: str) -> bool:
-    """Whether a field's tokens are codes of behaviour; `fields.yaml` refuses such names."""
-    return field == BEHAVIOUR or field.endswith(PAST)
-
-
 def codes_of(numbers: np.ndarray) -> np.ndarray:
     """uint8 of each number, NaN is NONE; monotone in the number."""
     places = np.maximum(np.searchsorted(EDGES, np.abs(numbers), side="right"), 1)
@@ -45,7 +38,7 @@ def codes_of(numbers: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(numbers), NONE, codes).astype(np.uint8)
 
 
-def behaviour_tokens(table: pa.Table, behaviours: Sequence[Behaviour]) -> pa.ListArray:
+def behaviour_tokens(table: pa.Table, behaviours: Sequence["Behaviour"]) -> pa.ListArray:
     """A token of each behaviour in every row, in their order.
 
     Args:
@@ -73,7 +66,7 @@ def parsed_token(token: str) -> tuple[str, int] | None:
     return None if not name or code is None else (name, code)
 
 
-def in_words(behaviour: Behaviour, code: int) -> str:
+def in_words(behaviour: "Behaviour", code: int) -> str:
     """What a token says, for people: `days with an event in the last 7 days: 4 to 5`."""
     return f"{behaviour.words}: {_range(code, whole=behaviour.unit in ('events', 'values'))}"
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.steps.config.behaviour import Group
+from pipelines.steps.config.behaviour_names import AMOUNTS, BEHAVIOUR, DISTINCT
+from pipelines.steps.config.fields import FieldsConfig
 
 WINDOWS = (1, 7, 30)
 """Days of the windows that counts are made for, beside the look-back window and all history."""
@@ -66,6 +68,16 @@ SIGNAL_PATTERNS = (
 """Of every device and signal, from `daily_signals`."""
 
 
+def layout_of(config: FieldsConfig) -> "Layout":
+    """What fields.yaml asks to be computed."""
+    return Layout(
+        config.window_days,
+        tuple(field.name for field in config.fields if field.kind == "multi"),
+        {measure.name: measure.max for measure in config.measures},
+        config.behaviour.off,
+    )
+
+
 @dataclass(frozen=True)
 class Layout:
     """What behaviour is computed of.
@@ -90,12 +102,22 @@ class Layout:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One number of a device as of a day: the column's name, its group, meaning and unit."""
+    """One number of a device as of a day.
+
+    Attributes:
+        name: The column's name.
+        group: By which it can be turned off.
+        words: What it is.
+        unit: Of the number.
+        field: The field that its token goes to: what is told of one field, measure or signal is in a field
+            of its own, so that another one that is added changes nothing for models that do not know it.
+    """
 
     name: str
     group: Group
     words: str
     unit: Unit
+    field: str
 
 
 def device_behaviours(layout: Layout) -> list[Behaviour]:
@@ -116,7 +138,13 @@ def _filled(patterns: tuple[Pattern, ...], layout: Layout) -> Iterator[Behaviour
             for span, words in _spans(pattern, layout):
                 name = pattern.name.format(span=span, **names)
                 meaning = pattern.formula.format(span=words, **names)
-                yield Behaviour(name, pattern.group, meaning, pattern.unit)
+                yield Behaviour(name, pattern.group, meaning, pattern.unit, _field_of(names))
+
+
+def _field_of(names: Mapping[str, str]) -> str:
+    if "field" in names:
+        return names["field"] + DISTINCT
+    return names["measure"] + AMOUNTS if "measure" in names else BEHAVIOUR
 
 
 def _names(pattern: Pattern, layout: Layout) -> list[dict[str, str]]:

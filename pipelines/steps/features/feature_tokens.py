@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.features.normalize import normalize_values
+from pipelines.steps.features.token_fields import BehaviourField
 from pipelines.steps.row_groups import ROWS_PER_TASK
 from pipelines.steps.table_columns import Shown, TableColumn, device_id
 
@@ -51,7 +52,9 @@ def window(as_of: date, window_days: int, first_day: date) -> list[date]:
     return [day for day in days if day >= first_day]
 
 
-def table_columns(fields: Sequence[FieldSpec], window_days: int) -> dict[str, TableColumn]:
+def table_columns(
+    fields: Sequence[FieldSpec], window_days: int, behaviour: Sequence[BehaviourField] = ()
+) -> dict[str, TableColumn]:
     """The columns of `feature_tokens`."""
 
     def tokens(field: FieldSpec) -> TableColumn:
@@ -76,6 +79,7 @@ def table_columns(fields: Sequence[FieldSpec], window_days: int) -> dict[str, Ta
             Shown.HOURS,
         ),
         **{field.name: tokens(field) for field in fields},
+        **{field.name: field.column for field in behaviour},
     }
 
 

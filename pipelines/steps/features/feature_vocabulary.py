@@ -6,7 +6,7 @@ scoring time may extend a vocabulary.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.steps.config.behaviour_names import is_behaviour
 from pipelines.steps.errors import BundleError, DataError
+from pipelines.steps.features.behaviour_codes import NONE, ZERO, parsed_token
 from pipelines.steps.features.encoded_rows import (
     MISSING_ID,
     RESERVED_IDS,
@@ -30,7 +32,7 @@ from pipelines.steps.table_columns import TableColumn
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-    from pipelines.steps.config.fields import FieldSpec
+    from pipelines.steps.features.token_fields import TokenField
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,35 @@ class FieldVocabulary:
             ids_of_codes = np.append(self._ids_of(tokens.dictionary), np.int32(UNKNOWN_ID))
             codes = tokens.indices.fill_null(len(tokens.dictionary))
             return np.take(ids_of_codes, np.asarray(codes))
-        found = pc.index_in(tokens, value_set=self._value_set).fill_null(UNKNOWN_ID - RESERVED_IDS)
+        found = pc.index_in(tokens, value_set=self._value_set)
+        if found.null_count and is_behaviour(self.name):
+            others = tokens.filter(found.is_null()).unique()
+            known = dict(zip(others.to_pylist(), map(self._nearest, others.to_pylist()), strict=True))
+            places = pa.array([known[token] for token in others.to_pylist()], pa.int32())
+            found = pc.coalesce(found, places.take(pc.index_in(tokens, value_set=others)))
+        found = found.fill_null(UNKNOWN_ID - RESERVED_IDS)
         return found.to_numpy() + np.int32(RESERVED_IDS)  # type: ignore[no-any-return]
+
+    def _nearest(self, token: str | None) -> int | None:
+        """The place of the token of the same behaviour with the nearest code, the one nearer to 0 of two.
+
+        A number that was rare, or never seen, in training is not one that nothing is known of.
+        """
+        name, code = parsed_token(token or "") or ("", NONE)
+        known = self._codes.get(name)
+        if known is None or code == NONE:
+            return None
+        return min(known, key=lambda entry: (abs(entry[0] - code), abs(entry[0] - ZERO)))[1]
+
+    @cached_property
+    def _codes(self) -> Mapping[str, list[tuple[int, int]]]:
+        """Behaviour → code and place of each of its tokens, but for the one of what never was."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for place, token in enumerate(self.tokens):
+            name, code = parsed_token(token) or ("", NONE)
+            if code != NONE:
+                found.setdefault(name, []).append((code, place))
+        return found
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
@@ -140,6 +169,23 @@ class Vocabulary:
     def sizes(self) -> dict[str, int]:
         """Field name → number of ids, the reserved ones included."""
         return {field.name: field.size for field in self.fields}
+
+    def only(self, names: Sequence[str]) -> "Vocabulary":
+        """Of some fields, in the order of the names.
+
+        Raises:
+            DataError: One is not in it.
+        """
+        known = {field.name: field for field in self.fields}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise DataError(
+                "the vocabulary lacks fields that fields.yaml or an audience has brought in",
+                found=list(known),
+                expected=list(names),
+                remedy="run training_job, which fits the vocabulary first",
+            )
+        return Vocabulary(tuple(known[name] for name in names))
 
     def translate(self, rows: EncodedRows, given: "Vocabulary") -> EncodedRows:
         """Rows that another vocabulary encoded, as this one would have: known tokens keep their meaning.
@@ -226,7 +272,7 @@ def count_token_devices(feature_tokens: "DataFrame", fields: Sequence[str]) -> "
 
 
 def fit_vocabulary(
-    counts: pa.Table, fields: Sequence["FieldSpec"], previous: Vocabulary | None = None
+    counts: pa.Table, fields: Sequence["TokenField"], previous: Vocabulary | None = None
 ) -> Vocabulary:
     """Fits a vocabulary, or appends to one: a token once admitted keeps its id.
 
@@ -263,7 +309,7 @@ def table_columns(fields: Sequence[str]) -> dict[str, TableColumn]:
 
 
 def show_tokens(
-    counts: pa.Table, fields: Sequence["FieldSpec"], vocabulary: Vocabulary, most: int = 5
+    counts: pa.Table, fields: Sequence["TokenField"], vocabulary: Vocabulary, most: int = 5
 ) -> list[dict[str, str]]:
     """The tokens of each field that most devices share, for people; none seen on too few this time."""
     known = {field.name: field.tokens for field in vocabulary.fields}
@@ -280,7 +326,7 @@ def show_tokens(
     ]
 
 
-def _common_tokens(counts: pa.Table, field: "FieldSpec") -> pa.Table:
+def _common_tokens(counts: pa.Table, field: "TokenField") -> pa.Table:
     """The tokens of a field on enough devices, those on most devices first."""
     enough = (pc.field("field") == field.name) & (pc.field("devices") >= field.min_devices)
     return counts.filter(enough).sort_by([("devices", "descending"), ("token", "ascending")])

@@ -11,10 +11,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, IntegerType, StructType
 
 from pipelines.steps.config.audience import Audience
-from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.config.label_values import conversion_predicate, label_columns
 from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_fields import TokenField
 from pipelines.steps.labels.training_rows import (
     OUT_OF_TIME,
     PROMOTION,
@@ -94,11 +94,11 @@ def build_rows(
     return encode_rows(rows, vocabulary)
 
 
-def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
+def table_columns(audience: Audience, fields: Sequence[TokenField]) -> dict[str, TableColumn]:
     """The columns of `training_set`."""
     label, everything = label_columns(audience.label), Shown.EVERYTHING
 
-    def ids(field: FieldSpec) -> TableColumn:
+    def ids(field: TokenField) -> TableColumn:
         return TableColumn(
             "array<int>",
             f"Ids of the tokens of `{field.name}`; {MISSING_ID}: there is none, {UNKNOWN_ID}: unknown.",
