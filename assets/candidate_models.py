@@ -3,9 +3,10 @@
 What does not belong here: which of them serves (`champion_model`).
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,13 +16,13 @@ import pandas as pd
 from pydantic import Field
 
 from assets.descriptions import HOLDS_NO_IDS, page
+from assets.training_data import TrainingData, read_training_data
 from pipelines.steps.config.audience import Audience, Training
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.config.settings import code_version
-from pipelines.steps.errors import abridged
+from pipelines.steps.errors import TrainingError, abridged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import (
-    OUT_OF_TIME,
     TEST,
     TRAIN,
     VALIDATION,
@@ -31,46 +32,30 @@ from pipelines.steps.labels.training_rows import (
 from pipelines.steps.models.bundle import Scorer, TrainedModel
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.metrics import Difference, Threshold
+from pipelines.steps.progress import working
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
     Candidate,
     Measured,
-    Scores,
     find_thresholds,
     measure_candidate,
     write_candidate,
 )
 from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
-from pipelines.steps.promotion.model_report import report_later, report_model
+from pipelines.steps.promotion.model_report import report_model
+from pipelines.steps.promotion.rehearsal import MEASURED, REHEARSAL_FILE, Rehearsal, rehearsal_of
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
-from resources.snapshots import Partition
 from resources.spark import Spark
 from resources.step_body import step_body
 
 if TYPE_CHECKING:
     from pipelines.steps.models.dnn_model import TrainedDnn
 
-Rows = TrainingRows | TrainingFiles
 M = TypeVar("M", bound=TrainedModel)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """One version of an audience's training set, whatever is published meanwhile.
-
-    Attributes:
-        partition: Its version, number of rows and properties, as they were read.
-        files: Its rows.
-        vocabulary: They were encoded with it.
-    """
-
-    partition: Partition
-    files: TrainingFiles
-    vocabulary: Vocabulary
 
 
 CANDIDATE_CHECKS = [
@@ -143,6 +128,7 @@ class XGBoostTraining(dg.Config):
     )
 
 
+logger = logging.getLogger(__name__)
 DAYS_SHOWN = 8
 """As-of days that a card names."""
 
@@ -180,19 +166,21 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         data, settings = read_training_data(audience, lake, models), config.settings(training)
         streamed = data.partition.rows > config.stream_above
 
-        def train(rows: Rows, vocabulary: Vocabulary) -> TrainedDnn:
-            if config.processes > 1:
-                return _train_in_processes(context, spark, data, settings, config.processes, streamed)
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedDnn:
+            if config.processes > 1:  # each reads its rows itself
+                return _train_in_processes(
+                    context, spark, files, vocabulary, settings, config.processes, streamed
+                )
             return train_dnn(
-                rows,
+                files if streamed else _to_learn_from(files),
                 vocabulary.sizes,
                 settings,
-                checkpoint=models.checkpoint(audience.name, "dnn"),
+                checkpoint=models.checkpoint(
+                    audience.name, "dnn" if files is data.files else "dnn_rehearsal"
+                ),
             )
 
-        # In several processes, each reads its rows itself.
-        elsewhere = streamed or config.processes > 1
-        return _train("dnn", audience, data, models, train, _show_curves, elsewhere=elsewhere)
+        return _train("dnn", audience, data, models, train, _show_curves)
 
     @candidate_asset("xgboost", {"xgboost"}, of_user)
     @step_body
@@ -203,10 +191,10 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         settings = XGBoostConfig(seed=training.seed)
 
-        def train(rows: Rows, vocabulary: Vocabulary) -> TrainedModel:
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
             columns = ordinal_columns(vocabulary.fields)
             return tune_xgboost(
-                _in_memory(rows), vocabulary.sizes, settings, trials=config.trials, columns=columns
+                _to_learn_from(files), vocabulary.sizes, settings, trials=config.trials, columns=columns
             )
 
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
@@ -220,9 +208,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
         from pipelines.steps.models.model_columns import cumulative_columns
 
-        def train(rows: Rows, vocabulary: Vocabulary) -> TrainedModel:
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
             columns = cumulative_columns(vocabulary.fields)
-            return train_logistic(_in_memory(rows), vocabulary.sizes, LogisticConfig(), columns)
+            return train_logistic(_to_learn_from(files), vocabulary.sizes, LogisticConfig(), columns)
 
         return _train("logistic", audience, read_training_data(audience, lake, models), models, train)
 
@@ -232,15 +220,6 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         logistic_model,
         *[_candidate_checks(audience, name) for name in CANDIDATES],
     ]
-
-
-def read_training_data(audience: Audience, lake: Lake, models: ModelStore) -> TrainingData:
-    """Looks once at which training set there is, so that rows, version and properties belong together."""
-    snapshot = lake.snapshot("training_set", [audience.name])
-    [partition] = snapshot.partitions
-    vocabulary = models.vocabulary(partition.properties["vocabulary_hash"])
-    files = TrainingFiles(snapshot.files(), list(vocabulary.sizes))
-    return TrainingData(partition, files, vocabulary)
 
 
 def keep_model(
@@ -281,15 +260,16 @@ def keep_card(
     record: ModelRecord,
     scorer: Scorer,
     audience: Audience,
-    rows: TrainingRows,
-    scores: Scores,
+    test: TrainingRows,
+    probabilities: np.ndarray,
     models: ModelStore,
     measured: Mapping[str, Measured],
     differences: Mapping[str, Difference] | None = None,
     promotion: Promotion | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> Card:
-    """Looks at a model on the test and out-of-time rows, and keeps what was found beside its bundle."""
-    properties, test, later = record.properties, rows.subset(TEST), rows.subset(OUT_OF_TIME)
+    """Looks at a model on the test rows, and keeps what was found beside its bundle."""
+    properties = record.properties
     facts = {
         "version": record.version,
         "engine": scorer.manifest.engine,
@@ -299,14 +279,13 @@ def keep_card(
         "negatives kept in training": properties["negatives_kept"],
         "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
     }
-    report = report_model(scorer, test.labels, scores.test, test.bags, properties["thresholds"])
-    if day := properties.get("out_of_time_day"):
-        report = replace(
-            report, later=report_later(day, later.labels, scores.out_of_time, properties["thresholds"])
-        )
+    report = report_model(scorer, test.labels, probabilities, test.bags, properties["thresholds"])
+    if rehearsal:
+        report = replace(report, later=rehearsal.later)
     title = f"{audience.name}: {properties.get('model', record.model)}"
     card = make_card(title, facts, report, measured, differences, promotion)
-    models.save_card(record, card.files())
+    kept = {REHEARSAL_FILE: rehearsal.to_bytes()} if rehearsal else {}
+    models.save_card(record, {**kept, **card.files()})
     return card
 
 
@@ -320,31 +299,37 @@ def _train(
     audience: Audience,
     data: TrainingData,
     models: ModelStore,
-    train: Callable[[Rows, Vocabulary], M],
+    train: Callable[[TrainingFiles, Vocabulary], M],
     show: Callable[[M], Mapping[str, Any]] = lambda _: {},
-    *,
-    elsewhere: bool = False,
 ) -> dg.MaterializeResult[None]:
-    """Trains, keeps and describes a candidate. No training sees the promotion and out-of-time rows.
+    """Trains, keeps and describes a candidate. It never sees the promotion rows.
 
     Args:
         model: Its name.
         audience: What it is of.
         data: The training set.
         models: Where it goes.
-        train: Rows and vocabulary → the model.
+        train: Training set and vocabulary → the model.
         show: What else to say of it, as metadata.
-        elsewhere: Whether the TRAIN rows stay in their files, for `train` to read.
     """
-    trained_on = data.files if elsewhere else data.files.read([TRAIN, VALIDATION, TEST])
-    trained = train(trained_on, data.vocabulary)
-    del trained_on
-    kept = data.partition.properties["negatives_kept"]
-    rows = data.files.read([VALIDATION, TEST, OUT_OF_TIME])
+    trained = train(data.files, data.vocabulary)
+    kept, rows = data.partition.properties["negatives_kept"], data.files.read([VALIDATION, TEST])
     candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+    rehearsal = _rehearse(audience, data, train)
+    if rehearsal:
+        candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
     scorer, measured = models.load(audience.name, model, record.version), {model: candidate.measured}
-    card = keep_card(record, scorer, audience, rows, candidate.scores, models, measured)
+    card = keep_card(
+        record,
+        scorer,
+        audience,
+        rows.subset(TEST),
+        candidate.scores.test,
+        models,
+        measured,
+        rehearsal=rehearsal,
+    )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(record.version),
         metadata={
@@ -366,7 +351,8 @@ def _train(
 def _train_in_processes(
     context: dg.AssetExecutionContext,
     spark: Spark,
-    data: TrainingData,
+    files: TrainingFiles,
+    vocabulary: Vocabulary,
     settings: DnnConfig,
     processes: int,
     streamed: bool,
@@ -376,8 +362,8 @@ def _train_in_processes(
     # The distributor asks for the session that is active: this starts it.
     context.log.info("%d processes train, started by Spark %s", processes, spark.session.version)
     return train_dnn_distributed(
-        data.files.paths,
-        data.vocabulary.sizes,
+        files,
+        vocabulary.sizes,
         settings,
         processes=processes,
         local=spark.is_local,
@@ -390,8 +376,25 @@ def _show_curves(trained: "TrainedDnn") -> Mapping[str, Any]:
     return {"curves": dg.MetadataValue.md(inline_image(draw_curves(curves))), "epochs": curves}
 
 
-def _in_memory(rows: Rows) -> TrainingRows:
-    return rows if isinstance(rows, TrainingRows) else rows.read([TRAIN, VALIDATION, TEST])
+def _rehearse(
+    audience: Audience, data: TrainingData, train: Callable[[TrainingFiles, Vocabulary], TrainedModel]
+) -> Rehearsal | None:
+    """The same training on the earlier as-of days alone; None where there is no newest day kept for it."""
+    if not data.out_of_time_day:
+        return None
+    try:
+        with working(f"rehearsing the training as of {data.out_of_time_day}, on earlier days alone"):
+            trained, rows = train(data.earlier, data.vocabulary), data.earlier.read(MEASURED)
+            kept = data.partition.properties["negatives_kept"]
+            candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+    except TrainingError as error:  # too few conversions on the earlier days
+        logger.warning("there is no rehearsal: %s", error)
+        return None
+    return rehearsal_of(candidate, rows, data.out_of_time_day, audience.segments)
+
+
+def _to_learn_from(files: TrainingFiles) -> TrainingRows:
+    return files.read([TRAIN, VALIDATION])
 
 
 def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition:

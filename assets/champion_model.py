@@ -7,13 +7,14 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from assets.candidate_models import TrainingData, cuts_of, keep_card, keep_model, read_training_data
+from assets.candidate_models import cuts_of, keep_card, keep_model
 from assets.descriptions import HOLDS_NO_IDS, page
+from assets.training_data import TrainingData, read_training_data
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import OUT_OF_TIME, PROMOTION, TEST, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
 from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.bundle import Scorer
 from pipelines.steps.models.bundle_loader import load_bundle
@@ -40,6 +41,7 @@ from pipelines.steps.promotion.champion_model import (
     decide_promotion,
 )
 from pipelines.steps.promotion.model_card import Card
+from pipelines.steps.promotion.rehearsal import MEASURED, REHEARSAL_FILE, Rehearsal, read_scores, rehearsal_of
 from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import CHALLENGER, CHAMPION, ModelRecord
@@ -126,7 +128,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         """
         data = read_training_data(audience, lake, models)
         block = _block_of(data, audience)
-        rows = data.files.read([VALIDATION, TEST, PROMOTION, OUT_OF_TIME])
+        rows = data.files.read([VALIDATION, TEST, PROMOTION])
         scored = _score_candidates(audience, data, rows, models)
         validation, kept = rows.subset(VALIDATION).labels, rows.subset(PROMOTION)
         choice = choose(
@@ -143,7 +145,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             seed=seed,
         )
         challenger = _record(choice, scored, thresholds, promotion, audience, models)
-        card = _keep_cards(challenger, choice.name, scored, rows, promotion, audience, models)
+        card = _keep_cards(
+            challenger, choice.name, scored, rows.subset(TEST), promotion, audience, data, models
+        )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(challenger.version),
             metadata={
@@ -212,17 +216,21 @@ def _keep_cards(
     challenger: ModelRecord,
     chosen: str,
     scored: Mapping[str, Scored],
-    rows: TrainingRows,
+    test: TrainingRows,
     promotion: Promotion,
     audience: Audience,
+    data: TrainingData,
     models: ModelStore,
 ) -> Card:
     """Keeps the blend's card, as each candidate has one, and the challenger's, which is handed out."""
     measured = {n: Measured.from_dict(each.record.properties["metrics"]) for n, each in scored.items()}
     if chosen != BLEND:
         own = scored[BLEND]
-        keep_card(own.record, own.scorer, audience, rows, own.scores, models, {BLEND: measured[BLEND]})
-    own, seed, test = scored[chosen], audience.training.seed, rows.subset(TEST)
+        keep_card(own.record, own.scorer, audience, test, own.scores.test, models, {BLEND: measured[BLEND]})
+    own, seed = scored[chosen], audience.training.seed
+    rehearsal = _rehearsal(chosen, scored, audience, data, models)
+    if rehearsal:
+        measured[chosen] = replace(measured[chosen], out_of_time=rehearsal.metrics)
     differences = {
         name: compare_auc(test.labels, own.scores.test, each.scores.test, seed=seed)
         for name, each in scored.items()
@@ -232,13 +240,29 @@ def _keep_cards(
         challenger,
         own.scorer,
         audience,
-        rows,
-        own.scores,
+        test,
+        own.scores.test,
         models,
         {chosen: measured[chosen], **measured},
         differences,
         promotion,
+        rehearsal,
     )
+
+
+def _rehearsal(
+    chosen: str, scored: Mapping[str, Scored], audience: Audience, data: TrainingData, models: ModelStore
+) -> Rehearsal | None:
+    """The rehearsal of what was chosen: a candidate's own, or the blend of its members'."""
+    members = {name: scored[name].record for name in (CANDIDATES if chosen == BLEND else [chosen])}
+    files = {name: models.card(record) / REHEARSAL_FILE for name, record in members.items()}
+    if not data.out_of_time_day or not all(file.exists() for file in files.values()):
+        return None
+    found = {name: read_scores(file.read_bytes()) for name, file in files.items()}
+    rows = data.earlier.read(MEASURED)
+    blend = blend_of({name: models.bundle(record) for name, record in members.items()})
+    candidate = measure_candidate(blend, data.vocabulary, rows, scores=blend_scores(found))
+    return rehearsal_of(candidate, rows, data.out_of_time_day, audience.segments)
 
 
 def _former(

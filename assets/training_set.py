@@ -18,7 +18,15 @@ from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings, token_settings
 from pipelines.steps.features.token_fields import audience_fields, names_of
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
-from pipelines.steps.labels.training_rows import OUT_OF_TIME, SPLIT_NAMES, TRAIN, VALIDATION
+from pipelines.steps.labels.training_rows import (
+    IN_TIME,
+    LEFT_OUT,
+    OUT_OF_TIME,
+    SPLIT_NAMES,
+    TEST,
+    TRAIN,
+    VALIDATION,
+)
 from pipelines.steps.labels.training_set import (
     PromotionBlock,
     build_rows,
@@ -34,14 +42,15 @@ from resources.model_store import ModelStore
 from resources.spark import Spark
 from resources.step_body import step_body
 
-BY_DEVICE = sorted(SPLIT_NAMES.keys() - {OUT_OF_TIME})
+IN_TIME_SPLITS = [LEFT_OUT, TRAIN, VALIDATION, TEST, OUT_OF_TIME]
 ROW_CHECKS = [
     Check(
         "labels_and_splits_are_known",
-        "labels are 0 or 1, splits are train, validation, test, promotion or out of time",
+        "labels are 0 or 1, splits are train, validation, test or promotion",
         [
             expect("ExpectColumnValuesToBeInSet", column="label", value_set=[0, 1]),
             expect("ExpectColumnValuesToBeInSet", column="split", value_set=sorted(SPLIT_NAMES)),
+            expect("ExpectColumnValuesToBeInSet", column=IN_TIME, value_set=IN_TIME_SPLITS),
             expect("ExpectColumnValuesToNotBeNull", column="device_id"),
         ],
     ),
@@ -59,17 +68,17 @@ ROW_CHECKS = [
 SPLIT_CHECKS = [
     Check(
         "every_split_has_both_classes",
-        "each split by device has positives and negatives",
+        "each split has positives and negatives",
         [expect("ExpectColumnValuesToBeBetween", column="rarer_class", min_value=1)],
     ),
     Check(
         "no_device_is_in_two_splits",
-        "a device is in the same split on all its as-of days, but for the out-of-time day",
+        "a device is in the same split on all its as-of days",
         [expect("ExpectColumnValuesToBeInSet", column="devices_in_two_splits", value_set=[0])],
     ),
     Check(
-        "nothing_trained_on_is_decided_after_the_out_of_time_day",
-        "no label of a training or validation row is decided by a day after the out-of-time day",
+        "nothing_rehearsed_on_is_decided_after_the_out_of_time_day",
+        "no label that a rehearsal trains or validates on is decided after the newest as-of day",
         [expect("ExpectColumnValuesToBeInSet", column="rows_decided_later", value_set=[0])],
     ),
 ]
@@ -100,7 +109,8 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         models.keep_vocabulary(vocabulary)
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         as_of_days = matured_as_of_days(audience, known, project.fields.window_days)
-        out_of_time = out_of_time_day(as_of_days, audience.horizon_days)
+        rehearses = audience.training.rehearse
+        out_of_time = out_of_time_day(as_of_days, audience.horizon_days) if rehearses else None
         outcome_days = sorted({day for d in as_of_days for day in label_days(d, audience.horizon_days)})
         tokens = lake.snapshot("feature_tokens", keys_of(as_of_days)).made_with(settings)
         events = lake.snapshot("app_events", keys_of(outcome_days)).made_with(
@@ -181,16 +191,14 @@ def _count_outside(sizes: Mapping[str, int]) -> Column:
 
 
 def _splits(rows: DataFrame, horizon_days: int) -> pd.DataFrame:
-    later, by_device = rows.where(F.col("split") == OUT_OF_TIME), F.col("split") != OUT_OF_TIME
-    out_of_time = later.agg(F.min("day")).collect()[0][0]
-    rows = rows.where(by_device)
     counts = (
         rows.groupBy("split").agg(F.sum("label").alias("positives"), F.count("*").alias("rows")).toPandas()
     )
-    counts = counts.set_index("split").reindex(BY_DEVICE, fill_value=0)
+    counts = counts.set_index("split").reindex(sorted(SPLIT_NAMES), fill_value=0)
     counts["rarer_class"] = counts["positives"].combine(counts["rows"] - counts["positives"], min)
     splits = rows.groupBy("device_id").agg(F.count_distinct("split").alias("splits"))
     counts["devices_in_two_splits"] = splits.where("splits > 1").count()
-    decided_later = F.date_add("day", horizon_days) > F.lit(out_of_time)  # null without such a day: no row
-    counts["rows_decided_later"] = rows.where(F.col("split").isin(TRAIN, VALIDATION) & decided_later).count()
+    [[newest]] = rows.where(F.col(IN_TIME) == OUT_OF_TIME).agg(F.min("day")).collect()
+    later = F.date_add("day", horizon_days) > F.lit(newest)  # null, and so no row, without such a day
+    counts["rows_decided_later"] = rows.where(F.col(IN_TIME).isin(TRAIN, VALIDATION) & later).count()
     return counts

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from pipelines.steps.config.audience import FolderDestination
 from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.labels.training_rows import OUT_OF_TIME, PROMOTION, VALIDATION
+from pipelines.steps.labels.training_rows import IN_TIME, OUT_OF_TIME, PROMOTION, VALIDATION
 from pipelines.steps.promotion.candidate_models import CANDIDATES
 from resources.destinations import Delivery, Destinations, Published
 from resources.lake import Lake
@@ -130,10 +130,10 @@ def split_by_day(frame: DataFrame) -> DataFrame:
 
 
 def one_device_out_of_time(frame: DataFrame) -> DataFrame:
-    """One row of the oldest day is set aside as if that were the newest: the others are decided after it."""
+    """A rehearsal on all rows but one of the oldest day, as if that were the newest."""
     first = frame.orderBy("day", "device_id").head()
     is_first = (F.col("day") == first["day"]) & (F.col("device_id") == first["device_id"])  # type: ignore[index]
-    return frame.withColumn("split", F.when(is_first, OUT_OF_TIME).otherwise(F.col("split")).cast("tinyint"))
+    return frame.withColumn(IN_TIME, F.when(is_first, OUT_OF_TIME).otherwise(F.col("split")).cast("tinyint"))
 
 
 def no_positive_in(split: int) -> Corrupt:
@@ -321,7 +321,7 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
         written("training_set", "no positive to decide a promotion", no_positive_in(PROMOTION)),
     ],
     "training_set:no_device_is_in_two_splits": [written("training_set", "split by day", split_by_day)],
-    "training_set:nothing_trained_on_is_decided_after_the_out_of_time_day": [
+    "training_set:nothing_rehearsed_on_is_decided_after_the_out_of_time_day": [
         written("training_set", "a row of the oldest day set aside", one_device_out_of_time)
     ],
     **{

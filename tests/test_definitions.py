@@ -34,7 +34,7 @@ SHARED_EDGES = {
     **{f"signals/{name}": {"app_events"} for name in SIGNALS},
     "feature_tokens": {"daily_fields", *(f"signals/{name}" for name in SIGNALS)},
     # Labels come from the events, so the days known are told by them.
-    "training_days": {"daily_fields", "app_events"},
+    "training_days": {"daily_fields", "app_events", *(f"signals/{name}" for name in SIGNALS)},
     "feature_vocabulary": {"training_days", "feature_tokens", "app_events"},
 }
 OWN_EDGES = {

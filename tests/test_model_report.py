@@ -181,7 +181,7 @@ def test_a_card_shows_the_test_devices_and_the_later_day(
     promised, later = card.split("## A later day")
     assert "| logistic | 0.8125 |" in promised
     assert "| logistic | 0.7031 |" in later
-    assert "All of this is of 2025-05-30, the newest as-of day." in later
+    assert "All of this is of 2025-05-30, the newest as-of day" in later
     assert f"{ROWS:,} devices, {int(labels.sum()):,} positive" in later
     assert "Of the most probable tenth" in later
     assert "| sure " in later.split("## Lift")[0]

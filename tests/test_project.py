@@ -215,6 +215,7 @@ def test_an_audience_has_defaults(workplace: Workplace) -> None:
         "patience": 15,
         "negatives_kept": 1.0,
         "max_auc_loss": 0.01,
+        "rehearse": True,
         "promotion_fraction": 0.1,
         "validation_fraction": 0.2,
         "test_fraction": 0.2,

@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.config.audience import Audience, RollingDays
+from pipelines.steps.config.audience import Audience, RollingDays, Training
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
@@ -35,6 +35,7 @@ from pipelines.steps.labels.training_set import (
     keep_negatives,
     label_devices,
     split_devices,
+    split_in_time,
 )
 from tests.conftest import Frame
 
@@ -312,16 +313,15 @@ def test_a_device_is_in_the_split_that_it_was_in_in_every_version_of_this_code(f
 @pytest.mark.parametrize(
     ("days_before", "horizon_days", "is_kept"),
     [
-        ([28, 21, 14, 7, 0], 7, True),  # four of five stay
-        ([21, 14, 7, 0], 7, True),  # three of four
+        ([21, 14, 7, 0], 7, True),  # three of four stay
         ([14, 7, 0], 7, False),  # two
         ([21, 14, 7, 0], 8, False),  # the horizon of the day before ends a day too late
-        ([7 * week for week in reversed(range(15))], 28, False),  # 11 of 15 are less than three quarters
-        ([7 * week for week in reversed(range(16))], 28, True),  # 12 of 16
+        ([42, 35, 28, 21, 14, 7, 0], 28, False),  # three of seven are less than half
+        ([49, 42, 35, 28, 21, 14, 7, 0], 28, True),  # four of eight
         ([0], 7, False),
     ],
 )
-def test_the_newest_as_of_day_is_only_measured_on_where_history_is_long_enough(
+def test_a_training_is_rehearsed_without_the_newest_as_of_day_where_history_is_long_enough(
     days_before: list[int], horizon_days: int, is_kept: bool
 ) -> None:
     as_of_days = [days_after(-before) for before in days_before]
@@ -333,42 +333,68 @@ DEVICES = 40
 
 
 @pytest.fixture(scope="module")
-def splits_by_day(frame: Frame) -> dict[date, dict[str, int]]:
-    """Three as-of days of 40 devices, where the newest is only measured on: day → device → split."""
+def in_time(frame: Frame) -> dict[date, dict[str, tuple[int, int]]]:
+    """Three as-of days of 40 devices: day → device → its split, and its row's in the rehearsal."""
     devices = [f"d{number}" for number in range(DEVICES)]
     tokens = [(device, day, ["a"], []) for device in devices for day in (OLD, OVERLAPPING, DAY)]
     features = frame("device_id string, day date, apps array<string>, model array<string>", tokens)
     events = frame(EVENTS, [("d0", MIDNIGHT, "purchase")])
-    rows = build_rows(features, events, audience(None), VOCABULARY, out_of_time=DAY).toArrow().to_pylist()
-    found: dict[date, dict[str, int]] = {OLD: {}, OVERLAPPING: {}, DAY: {}}
-    for row in rows:
-        found[row["day"]][row["device_id"]] = row["split"]
+    rows = build_rows(features, events, audience(None), VOCABULARY, out_of_time=DAY).toArrow()
+    assert rows.schema.field("split_in_time").type == pa.int8()
+    found: dict[date, dict[str, tuple[int, int]]] = {OLD: {}, OVERLAPPING: {}, DAY: {}}
+    for row in rows.to_pylist():
+        found[row["day"]][row["device_id"]] = (row["split"], row["split_in_time"])
     return found
 
 
-def test_no_row_of_the_newest_day_is_trained_tuned_or_chosen_on(
-    splits_by_day: dict[date, dict[str, int]],
+def test_no_row_of_the_newest_day_is_rehearsed_on(in_time: dict[date, dict[str, tuple[int, int]]]) -> None:
+    assert {later for split, later in in_time[DAY].values() if split != PROMOTION} == {OUT_OF_TIME}
+
+
+def test_no_label_of_a_rehearsal_is_decided_after_the_newest_day(
+    in_time: dict[date, dict[str, tuple[int, int]]],
 ) -> None:
-    assert set(splits_by_day[DAY].values()) == {OUT_OF_TIME, PROMOTION}
-    assert len(splits_by_day[DAY]) == DEVICES
+    assert {later for _, later in in_time[OVERLAPPING].values()} == {LEFT_OUT}
 
 
-def test_no_label_of_a_training_is_decided_after_the_newest_day(
-    splits_by_day: dict[date, dict[str, int]],
+def test_days_whose_horizon_is_over_by_then_are_rehearsed_on_as_they_are_trained_on(
+    in_time: dict[date, dict[str, tuple[int, int]]],
 ) -> None:
-    assert set(splits_by_day[OVERLAPPING].values()) == {TEST, PROMOTION}
+    assert {pair for pair in in_time[OLD].values() if pair[0] != PROMOTION} == {
+        (split, split) for split in (TRAIN, VALIDATION, TEST)
+    }
 
 
-def test_a_whole_horizon_before_the_newest_day_each_device_has_its_split(
-    splits_by_day: dict[date, dict[str, int]],
+def test_no_rehearsal_sees_a_device_kept_for_promotion(
+    in_time: dict[date, dict[str, tuple[int, int]]],
 ) -> None:
-    of_device = splits_by_day[OLD]
-    assert len(of_device) == DEVICES
-    assert set(of_device.values()) == {TRAIN, VALIDATION, TEST, PROMOTION}
-    for day in (OVERLAPPING, DAY):
-        kept = {device: split for device, split in splits_by_day[day].items() if split != OUT_OF_TIME}
-        assert kept == {device: of_device[device] for device in kept}
-    assert devices_in(splits_by_day[DAY], PROMOTION) == devices_in(of_device, PROMOTION)
+    kept = [later for rows in in_time.values() for split, later in rows.values() if split == PROMOTION]
+    assert kept
+    assert set(kept) == {LEFT_OUT}
+
+
+def test_a_rehearsal_changes_no_split_of_the_training(
+    in_time: dict[date, dict[str, tuple[int, int]]],
+) -> None:
+    by_day = [{device: split for device, (split, _) in rows.items()} for rows in in_time.values()]
+    assert len(by_day[0]) == DEVICES
+    assert by_day[0] == by_day[1] == by_day[2]
+
+
+def test_where_negatives_are_left_out_of_training_the_newest_day_has_only_devices_that_keep_all(
+    frame: Frame,
+) -> None:
+    some = audience(None).model_copy(update={"training": Training(negatives_kept=0.5)})
+    rows = frame("day date, split tinyint", [(DAY, split) for split in (TRAIN, VALIDATION, TEST)])
+    found = rows.withColumn("later", split_in_time(some, DAY)).orderBy("split").collect()
+    assert [row["later"] for row in found] == [LEFT_OUT, OUT_OF_TIME, OUT_OF_TIME]
+
+
+def test_without_a_rehearsal_all_rows_are_left_out_of_it(frame: Frame) -> None:
+    rows = frame("day date, split tinyint", [(DAY, TRAIN), (OLD, TEST)])
+    assert {
+        row["later"] for row in rows.select(split_in_time(audience(None), None).alias("later")).collect()
+    } == {LEFT_OUT}
 
 
 def test_what_happens_in_the_horizon_changes_the_label_and_no_feature(frame: Frame) -> None:

@@ -70,6 +70,8 @@ class Training(Section):
         test_fraction: Share of the other devices that is only reported on.
         negatives_kept: Share of the training devices without a conversion that are trained on, where they
             are too many; probabilities are corrected for it.
+        rehearse: Whether each model is trained once more on the earlier as-of days alone, where they are
+            enough, to tell on the newest one what it does later. Takes as long again.
         max_auc_loss: A new champion may rank the promotion devices worse than the former one by this much.
     """
 
@@ -81,6 +83,7 @@ class Training(Section):
     test_fraction: Share = 0.2
     negatives_kept: float = Field(default=1.0, ge=0.0001, le=1)
     max_auc_loss: float = Field(default=0.01, ge=0, le=0.5)
+    rehearse: bool = True
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> Self:

@@ -6,8 +6,8 @@ from datetime import date, timedelta
 from pipelines.steps.config.audience import Audience, RollingDays
 from pipelines.steps.errors import DataError, day_ranges
 
-LEAST_DAYS_BEFORE, LEAST_SHARE_BEFORE = 3, 0.75
-"""As-of days that stay to be trained on, where the newest is kept to be measured on."""
+LEAST_DAYS_BEFORE, LEAST_SHARE_BEFORE = 3, 0.5
+"""As-of days that a rehearsal trains on."""
 
 
 def label_days(as_of: date, horizon_days: int) -> list[date]:
@@ -16,10 +16,10 @@ def label_days(as_of: date, horizon_days: int) -> list[date]:
 
 
 def out_of_time_day(as_of_days: Sequence[date], horizon_days: int) -> date | None:
-    """The newest as-of day, where history is long enough to keep it for being measured on alone.
+    """The newest as-of day, where history is long enough to rehearse a training without it.
 
-    What is trained on lies a whole horizon before it, so that no label of a training is decided after it. It
-    is kept where so many days stay to train on: three at least, and three quarters of all.
+    What is trained on then lies a whole horizon before it, so that no label is decided after it. So many days
+    must stay: three at least, and half of all, so that the rehearsal is much like the training itself.
 
     Args:
         as_of_days: All of them, oldest first.

@@ -16,8 +16,11 @@ from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.features.token_fields import TokenField
 from pipelines.steps.labels.training_rows import (
+    IN_TIME,
+    LEFT_OUT,
     OUT_OF_TIME,
     PROMOTION,
+    SPLIT,
     SPLIT_NAMES,
     TEST,
     TRAIN,
@@ -73,10 +76,10 @@ def build_rows(
         events: Accepted events of all the days that decide a label.
         audience: Its label, horizon, split fractions and seed.
         vocabulary: Turns tokens into ids.
-        out_of_time: The newest as-of day, where it is only measured on.
+        out_of_time: The newest as-of day, where a rehearsal of the training is measured on it.
 
     Returns:
-        `device_id`, `day`, `label`, `split` and one array<int> per field.
+        `device_id`, `day`, `label`, `split`, `split_in_time` and one array<int> per field.
     """
     training = audience.training
     split = split_devices(
@@ -85,12 +88,11 @@ def build_rows(
         training.test_fraction,
         PromotionBlock(training.promotion_fraction),
     )
-    if out_of_time:
-        split = keep_for_later(split, out_of_time, audience.horizon_days)
     predicate = conversion_predicate(audience, dict(events.dtypes))
     labelled = label_devices(feature_tokens, events, predicate, audience.horizon_days)
     kept = keep_negatives(training.seed, training.negatives_kept)
-    rows = labelled.withColumn("split", split).where(F.col("split").isNotNull() & kept)
+    rows = labelled.withColumn(SPLIT, split)
+    rows = rows.withColumn(IN_TIME, split_in_time(audience, out_of_time)).where(kept)
     return encode_rows(rows, vocabulary)
 
 
@@ -119,6 +121,13 @@ def table_columns(audience: Audience, fields: Sequence[TokenField]) -> dict[str,
         "split": TableColumn(
             "tinyint",
             ", ".join(f"{number}: {name}" for number, name in sorted(SPLIT_NAMES.items())),
+            {"feature_tokens": ["device_id"]},
+            everything,
+        ),
+        IN_TIME: TableColumn(
+            "tinyint",
+            f"The split in a rehearsal that ends before the newest as-of day, whose rows are {OUT_OF_TIME}; "
+            f"{LEFT_OUT}: not in it.",
             {"feature_tokens": ["device_id", "day"]},
             everything,
         ),
@@ -185,22 +194,25 @@ def split_devices(
     return split.cast("tinyint")
 
 
-def keep_for_later(split: Column, out_of_time: date, horizon_days: int) -> Column:
-    """The split of a row, where the newest as-of day is only measured on; null: the row is left out.
+def split_in_time(audience: Audience, out_of_time: date | None) -> Column:
+    """The split of a row in the rehearsal of a training, which is over before the newest as-of day.
 
-    Every device but those kept for promotion has its row of that day in OUT_OF_TIME. Rows of days whose
-    horizon ends after it neither train nor validate: what decides their labels partly decides those, too.
+    Rows of that day are OUT_OF_TIME; but none of the devices trained on where only a share of their negatives
+    is kept, so that what is measured is what happens. Rows of days whose horizon ends after it are LEFT_OUT:
+    what decides their labels partly decides those, too. So are all rows of devices kept for promotion.
 
     Args:
-        split: By device alone.
-        out_of_time: The newest as-of day.
-        horizon_days: How many days after an as-of day decide its labels.
+        audience: Its horizon, and the share of negatives kept.
+        out_of_time: The newest as-of day; None: there is no rehearsal.
     """
-    overlaps = F.date_add("day", horizon_days) > F.lit(out_of_time)
+    if out_of_time is None:
+        return F.lit(LEFT_OUT).cast("tinyint")
+    split, newest = F.col(SPLIT), F.lit(out_of_time)
+    is_sampled = (split == TRAIN) & F.lit(audience.training.negatives_kept < 1)
     chosen = (
-        F.when(split == PROMOTION, PROMOTION)
-        .when(F.col("day") == F.lit(out_of_time), OUT_OF_TIME)
-        .when(overlaps & split.isin(TRAIN, VALIDATION), F.lit(None))
+        F.when((split == PROMOTION) | ((F.col("day") == newest) & is_sampled), LEFT_OUT)
+        .when(F.col("day") == newest, OUT_OF_TIME)
+        .when(F.date_add("day", audience.horizon_days) > newest, LEFT_OUT)
         .otherwise(split)
     )
     return chosen.cast("tinyint")
@@ -210,13 +222,13 @@ def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
     """Replaces each field's tokens by ids, with the function that scoring uses too.
 
     Args:
-        labelled: `device_id`, `day`, `label`, `split` and the fields' tokens.
+        labelled: `device_id`, `day`, `label`, the splits and the fields' tokens.
         vocabulary: Its fields are the ones kept.
 
     Returns:
-        `device_id`, `day`, `label`, `split` and one array<int> per field, never empty.
+        `device_id`, `day`, `label`, the splits and one array<int> per field, never empty.
     """
-    kept = ["device_id", "day", "label", "split"]
+    kept = [name for name in ("device_id", "day", "label", SPLIT, IN_TIME) if name in labelled.columns]
     fields = [field.name for field in vocabulary.fields]
 
     def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -169,12 +169,14 @@ def _later(later: Later | None, measured: Mapping[str, Measured]) -> list[str]:
     if later is None:
         return [
             "## A later day",
-            "There is none: too few as-of days lie a whole horizon before the newest to train on them alone.",
+            "There is none: too few as-of days lie a whole horizon before the newest to train on them alone, "
+            "or `training.rehearse` is off.",
         ]
     parts = [
         "## A later day",
-        f"All of this is of {later.day}, the newest as-of day. No label that trained, tuned, calibrated or "
-        "chose is decided after it: this is what the model does when it is used.",
+        f"All of this is of {later.day}, the newest as-of day, and of models that the same training made of "
+        "earlier days alone, all of whose labels were decided by then: so it does on days that come later. "
+        "What serves has learned from this day, too.",
         f"{later.rows:,} devices, {later.positives:,} positive: a rate of "
         f"{later.positives / max(1, later.rows):.4f}, where the model's mean probability is "
         f"{later.probability:.4f}.",

@@ -258,7 +258,7 @@ def _without(bag: Ragged, token_id: int) -> Ragged:
 
 @dataclass(frozen=True)
 class Later:
-    """A model on the newest as-of day, a whole horizon after all that it was trained on.
+    """A model on an as-of day that is a whole horizon after all that it was trained on.
 
     Attributes:
         day: The as-of day, ISO.
@@ -310,7 +310,7 @@ class Report:
         deciles: Lift.
         slices: By device and activity.
         tokens: Field → the tokens that move rows most.
-        later: The model on the newest as-of day; None where no day was kept for that.
+        later: What the same training does on a later day; None where it was not rehearsed.
     """
 
     labels: np.ndarray
