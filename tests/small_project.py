@@ -211,6 +211,15 @@ def write_small_project(root: Path) -> SmallProject:
     )
 
 
+def write_as_of_days(project: SmallProject, audiences_dir: Path, days: Sequence[date]) -> SmallProject:
+    """The same project, its audiences trained on other days."""
+    audiences_dir.mkdir()
+    for file in project.audiences_dir.iterdir():
+        before, after = ("[" + ", ".join(map(str, each)) + "]" for each in (AS_OF_DAYS, days))
+        (audiences_dir / file.name).write_text(file.read_text().replace(before, after))
+    return replace(project, audiences_dir=audiences_dir)
+
+
 def run_chain(project: SmallProject, home: Path) -> Chain:
     """Every job of the first day of use: past events, features, training, one day to delivery."""
     home.mkdir(parents=True, exist_ok=True)
