@@ -17,6 +17,7 @@ from pipelines.steps.errors import DataError
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
 from pipelines.steps.labels.training_rows import (
+    LEFT_OUT,
     OUT_OF_TIME,
     PROMOTION,
     TEST,
