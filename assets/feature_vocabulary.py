@@ -60,7 +60,7 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
 
     @dg.asset(
         key=KEY,
-        deps=["feature_tokens", "app_events"],
+        deps=["training_days", "feature_tokens", "app_events"],
         group_name="features",
         kinds={"spark", "json"},
         code_version=code_version([token_settings(project.fields, project.declared_signals), limits]),

@@ -34,7 +34,8 @@ SHARED_EDGES = {
     **{f"signals/{name}": {"app_events"} for name in SIGNALS},
     "feature_tokens": {"daily_fields", *(f"signals/{name}" for name in SIGNALS)},
     # Labels come from the events, so the days known are told by them.
-    "feature_vocabulary": {"feature_tokens", "app_events"},
+    "training_days": {"daily_fields", "app_events", *(f"signals/{name}" for name in SIGNALS)},
+    "feature_vocabulary": {"training_days", "feature_tokens", "app_events"},
 }
 OWN_EDGES = {
     "training_set": {"feature_tokens", "feature_vocabulary", "app_events"},
@@ -153,7 +154,7 @@ def test_jobs_hold_the_assets_of_every_audience(definitions: dg.Definitions) -> 
     assert assets("ingestion_job") == ingested
     assert assets("features_job") == {"feature_tokens"}
     assert assets("daily_job") == ingested | {"feature_tokens"} | own("predictions", "segments", "deliveries")
-    assert assets("training_job") == {"feature_vocabulary"} | own(*OWN_EDGES.keys() - DAILY)
+    assert assets("training_job") == {"training_days", "feature_vocabulary"} | own(*OWN_EDGES.keys() - DAILY)
 
 
 def test_the_job_named_as_a_remedy_makes_the_table(definitions: dg.Definitions) -> None:

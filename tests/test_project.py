@@ -144,6 +144,18 @@ def test_days_may_roll(workplace: Workplace) -> None:
     assert workplace.load().audiences[0].as_of_days == RollingDays(count=2, every_days=30)
 
 
+def test_days_may_roll_over_all_history(workplace: Workplace) -> None:
+    workplace.replace('as_of_days:\n  - "2025-03-01"\n  - 2025-02-01', "as_of_days: {every_days: 30}")
+
+    assert workplace.load().audiences[0].as_of_days == RollingDays(count=None, every_days=30)
+
+
+def test_an_audience_that_names_no_days_is_trained_on_one_a_week_of_all_history(workplace: Workplace) -> None:
+    workplace.replace('as_of_days:\n  - "2025-03-01"\n  - 2025-02-01\n', "")
+
+    assert workplace.load().audiences[0].as_of_days == RollingDays(count=None, every_days=7)
+
+
 def test_days_may_be_counted_from_the_first_day_of_events(workplace: Workplace) -> None:
     workplace.replace('as_of_days:\n  - "2025-03-01"', "as_of_days:\n  - first_day + 59\n  - first_day+3")
 
@@ -203,6 +215,7 @@ def test_an_audience_has_defaults(workplace: Workplace) -> None:
         "patience": 15,
         "negatives_kept": 1.0,
         "max_auc_loss": 0.01,
+        "rehearse": True,
         "promotion_fraction": 0.1,
         "validation_fraction": 0.2,
         "test_fraction": 0.2,

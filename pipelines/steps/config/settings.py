@@ -18,7 +18,7 @@ MADE_WITH = "made_with"
 """The property of a partition that holds its settings."""
 PLACES_AND_DAYS = {"path", "written_path", "first_day", "last_day"}
 """Keys of `events` that say where events lie and on which days, not what is made of one."""
-INGEST_AGAIN = "backfill ingestion_job over these days, then features_job over those to train on or score"
+INGEST_AGAIN = "backfill ingestion_job over these days, then features_job over those to score"
 BACKFILLS = {
     "app_events": INGEST_AGAIN,
     "daily_fields": INGEST_AGAIN,
@@ -137,6 +137,17 @@ def remedy_for_missing(table: str, keys: Iterable[str]) -> str:
     )
 
 
+def settings_hold(made_with: Mapping[str, Any], needed: Mapping[str, Any]) -> bool:
+    """Whether the settings needed are those that something was made with; others do not matter."""
+    missing = object()
+    return all(made_with.get(key, missing) == value for key, value in _as_stored(needed).items())
+
+
+def _as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a partition gives them back."""
+    return dict(json.loads(json.dumps(settings, default=str)))
+
+
 def require_settings(
     table: str,
     made_with: Mapping[str, Mapping[str, Any]],
@@ -155,7 +166,7 @@ def require_settings(
         DataError: A setting differs; names the first key, both values, the partitions and what mends them.
     """
     missing = object()
-    plain = json.loads(json.dumps(needed, default=str))
+    plain = _as_stored(needed)
     changed: dict[str, list[str]] = {}
     for partition, settings in made_with.items():
         for key, value in plain.items():

@@ -95,6 +95,16 @@ def at_threshold(labels: np.ndarray, probabilities: np.ndarray, threshold: float
     )
 
 
+def at_thresholds(
+    labels: np.ndarray, probabilities: np.ndarray, thresholds: Mapping[str, float | None]
+) -> dict[str, OperatingPoint | None]:
+    """What each segment's cut delivers; None where no cut reached its precision."""
+    return {
+        segment: None if cut is None else at_threshold(labels, probabilities, cut)
+        for segment, cut in thresholds.items()
+    }
+
+
 @dataclass(frozen=True)
 class Decile:
     """A tenth of the rows; the first holds the most probable.
@@ -288,6 +298,49 @@ def _without(bag: Ragged, token_id: int) -> Ragged:
 
 
 @dataclass(frozen=True)
+class Later:
+    """A model on an as-of day that is a whole horizon after all that it was trained on.
+
+    Attributes:
+        day: The as-of day, ISO.
+        rows: Devices.
+        positives: Of them.
+        probability: Mean, of the model: near positives / rows where the base rate has not moved.
+        delivered: Segment → what its cut delivers; None where no cut reached its precision.
+        top: The most probable tenth; None of no devices.
+    """
+
+    day: str
+    rows: int
+    positives: int
+    probability: float
+    delivered: Mapping[str, OperatingPoint | None]
+    top: Decile | None
+
+
+def report_later(
+    day: str, labels: np.ndarray, probabilities: np.ndarray, thresholds: Mapping[str, float | None]
+) -> Later:
+    """Looks at what happened after the newest as-of day.
+
+    Args:
+        day: ISO.
+        labels: float32 [rows].
+        probabilities: float32 [rows].
+        thresholds: Segment → cut, chosen on earlier days.
+    """
+    mixed = 0 < labels.sum() < len(labels)
+    return Later(
+        day,
+        len(labels),
+        int(labels.sum()),
+        float(probabilities.mean()) if len(labels) else 0.0,
+        at_thresholds(labels, probabilities, thresholds),
+        lift_by_decile(labels, probabilities)[0] if mixed else None,
+    )
+
+
+@dataclass(frozen=True)
 class Report:
     """A model on rows that trained nothing, tuned nothing and chose nothing.
 
@@ -298,6 +351,7 @@ class Report:
         deciles: Lift.
         slices: By device and activity.
         tokens: Field → the tokens that move rows most.
+        later: What the same training does on a later day; None where it was not rehearsed.
     """
 
     labels: np.ndarray
@@ -306,6 +360,7 @@ class Report:
     deciles: Sequence[Decile]
     slices: Sequence[Slice]
     tokens: Mapping[str, Sequence[TokenEffect]]
+    later: Later | None = None
 
 
 def report_model(
@@ -327,10 +382,7 @@ def report_model(
     return Report(
         labels,
         probabilities,
-        {
-            segment: None if cut is None else at_threshold(labels, probabilities, cut)
-            for segment, cut in thresholds.items()
-        },
+        at_thresholds(labels, probabilities, thresholds),
         lift_by_decile(labels, probabilities),
         slice_rows(labels, probabilities, rows, scorer.vocabulary),
         token_effects(scorer, rows),
