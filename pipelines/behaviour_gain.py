@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.simulated_world.truth import rank_auc
-from pipelines.steps.features.behaviour_codes import is_behaviour
+from pipelines.steps.config.behaviour_names import is_behaviour
+from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TrainingRows
 from pipelines.steps.models.bundle import Scorer, TrainedModel, write_bundle
@@ -30,8 +31,8 @@ class BehaviourGain:
 
 
 def knows_behaviour(vocabulary: Vocabulary) -> bool:
-    """Whether a field of the vocabulary holds codes of behaviour."""
-    return any(is_behaviour(field.name) for field in vocabulary.fields)
+    """Whether more than bare tokens is known of a device: behaviour, or what tokens weigh."""
+    return any(is_behaviour(field.name) or field.weighted for field in vocabulary.fields)
 
 
 def measure_gains(
@@ -41,18 +42,19 @@ def measure_gains(
     later: pa.Table,
     converted: np.ndarray,
 ) -> list[BehaviourGain]:
-    """Compares models with ones trained without the fields of behaviour, by what happened after a later day.
+    """Compares models with ones of bare tokens (no behaviour, no weights) on a later day.
 
     Args:
         rows: The training set, TRAIN and VALIDATION at least.
         vocabulary: It was encoded with it.
         scorers: The models as they are, of QUICK_MODELS.
-        later: Feature tokens of the later day, every field of the vocabulary.
+        later: Feature tokens of the later day, every column of the vocabulary.
         converted: bool [rows of `later`], whether each converted within the horizon.
     """
-    fields = tuple(field for field in vocabulary.fields if not is_behaviour(field.name))
-    tokens = Vocabulary(fields)
-    rows = replace(rows, bags={field.name: rows.bags[field.name] for field in fields})
+    fields = [field for field in vocabulary.fields if not is_behaviour(field.name)]
+    tokens = Vocabulary(tuple(replace(field, weighted=False) for field in fields))
+    bags = [(field.name, rows.bags[field.name]) for field in fields]
+    rows = replace(rows, bags={name: Ragged(bag.values, bag.offsets) for name, bag in bags})
     return [
         BehaviourGain(
             name,

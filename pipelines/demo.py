@@ -33,15 +33,15 @@ from dagster._core.storage.tags import (
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 from pyspark.sql import SparkSession
 
-from assets.candidate_models import read_training_data
 from assets.partitions import keys_of, split_range
+from assets.training_data import read_training_data
 from pipelines.behaviour_gain import QUICK_MODELS, gains_table, knows_behaviour, measure_gains
 from pipelines.demo_lock import lock_demo
 from pipelines.simulate import world_dir
 from pipelines.simulated_world.config import WorldConfig
 from pipelines.simulated_world.truth import rank_auc, true_propensities
 from pipelines.simulated_world.world import plan_world, simulate_world
-from pipelines.steps.config.audience import Audience, RollingDays
+from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.label_values import conversion_predicate
 from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import AudienceFactoryError, DataError
@@ -226,18 +226,10 @@ def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
     from pipelines.definitions import defs  # reads the environment that prepare has set
 
     source = demo.project.fields.events
-    explicit = {
-        day
-        for a in demo.project.audiences
-        if not isinstance(a.as_of_days, RollingDays)
-        for day in a.as_of_days
-    }
     chain = Chain(defs, instance)
     for first, last in split_range(source.first_day, demo.last_day):
         chain.run("ingestion_job", f"events of {first} to {last}", first=first, last=last)
-    for day in sorted(explicit):
-        chain.run("features_job", f"features as of {day}", first=day, last=day)
-    chain.run("training_job", "vocabulary, training set, three models, champion")
+    chain.run("training_job", "features, vocabulary, training set, three models, champion")
     for day in _days_to_deliver(demo):
         chain.run("daily_job", f"{day}, from events to delivery", first=day, last=day)
 
@@ -382,7 +374,7 @@ def _report_gain(
         for name in QUICK_MODELS
     }
     files = lake.snapshot("feature_tokens", keys_of([demo.scored_day])).files()
-    later = pq.read_table(files, columns=["device_id", *data.vocabulary.sizes])
+    later = pq.read_table(files, columns=["device_id", *data.vocabulary.columns])
     labels = devices.set_index("device_id")["label"].reindex(later.column("device_id").to_pylist())
     rows = data.files.read([TRAIN, VALIDATION])
     gains = measure_gains(rows, data.vocabulary, scorers, later, np.asarray(labels == 1))

@@ -1,5 +1,7 @@
 """What behaviour adds, in the demo's report: the same rows, with and without its fields."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 
@@ -8,7 +10,7 @@ from pipelines.steps.features.encoded_rows import EncodedRows
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.labels.training_rows import TrainingRows
 
-APPS = FieldVocabulary("apps", 10, ("com.maps", "com.news"))
+APPS = FieldVocabulary("apps", 10, ("com.maps", "com.news"), weighted=True)
 BEHAVIOUR = FieldVocabulary("behaviour", 10, ("events_7d=0", "events_7d=4"))
 PAST = FieldVocabulary("car_buyers_past", 10, ("times_all=0",))
 EVERYTHING = Vocabulary((APPS, BEHAVIOUR, PAST))
@@ -29,6 +31,7 @@ def later_tokens(busy: list[bool]) -> pa.Table:
         {
             "device_id": [f"device {row}" for row in range(len(busy))],
             "apps": apps,
+            "apps_weights": [bytes([5]) if one else bytes([0]) for one in busy],
             "behaviour": [["events_7d=4" if one else "events_7d=0"] for one in busy],
             "car_buyers_past": [["times_all=0"] for _ in busy],
         }
@@ -36,7 +39,7 @@ def later_tokens(busy: list[bool]) -> pa.Table:
 
 
 def test_models_are_compared_with_ones_that_know_tokens_alone() -> None:
-    """Apps say nothing, behaviour everything: by tokens alone, nobody knows better than chance."""
+    """Apps say nothing, behaviour and weights everything: by tokens alone, nobody beats chance."""
     busy = [row % 2 == 0 for row in range(240)]
     bags = EVERYTHING.encode(later_tokens(busy))
     split = np.asarray([row // 120 for row in range(240)], dtype=np.int8)  # TRAIN, then VALIDATION
@@ -59,7 +62,8 @@ def test_models_are_compared_with_ones_that_know_tokens_alone() -> None:
 def test_a_vocabulary_knows_behaviour_by_the_names_of_its_fields() -> None:
     assert knows_behaviour(EVERYTHING)
     assert knows_behaviour(Vocabulary((APPS, PAST)))
-    assert not knows_behaviour(Vocabulary((APPS,)))
+    assert knows_behaviour(Vocabulary((APPS,)))  # whose tokens weigh
+    assert not knows_behaviour(Vocabulary((replace(APPS, weighted=False),)))
 
 
 def test_the_report_shows_both_and_the_difference() -> None:
