@@ -1,4 +1,4 @@
-"""What behaviour adds, for the demo's report: models trained again on the same rows, by tokens alone."""
+"""The gain by behaviour, for the demo's report: models trained again on the same rows, by tokens alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -348,8 +348,8 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
         _say(
             f"\nAUC reached {reached:.4f}, attainable {attainable:.4f} (by the true propensities): "
             f"{share:.1%} of the way from chance\n"
-            f"attainable by interests alone, whatever a device does: "
-            f"{rank_auc(known['by_interests'].to_numpy(), bought):.4f}"
+            f"attainable by interests alone {rank_auc(known['by_interests'].to_numpy(), bought):.4f}, "
+            f"by what a device is and when it bought cars {rank_auc(known['by_past'].to_numpy(), bought):.4f}"
         )
     else:
         _say(f"\nAUC reached {reached:.4f}")

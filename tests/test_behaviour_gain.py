@@ -1,4 +1,4 @@
-"""What behaviour adds, in the demo's report: the same rows, with and without its fields."""
+"""The gain by behaviour in the demo's report: the same rows, with and without its fields."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ class BusyDevices:
     vocabulary = EVERYTHING
 
     def score(self, rows: EncodedRows) -> np.ndarray:
-        return (rows["behaviour"].values == 3).astype(np.float32)
+        return np.asarray(rows["behaviour"].values == 3, dtype=np.float32)
 
 
 def later_tokens(busy: list[bool]) -> pa.Table:

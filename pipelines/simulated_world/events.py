@@ -80,7 +80,7 @@ def in_order_of_arrival(parts: Sequence[Events]) -> Events:
 
 
 def draw_day(config: WorldConfig, catalogue: Catalogue, population: Population, day: Day) -> Events:
-    """What happens on one day, in the order of arrival.
+    """Draws the events of one day, in the order of arrival.
 
     The seed and the day alone decide on it: a world that goes on keeps the days it has.
 

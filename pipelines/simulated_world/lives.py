@@ -1,4 +1,4 @@
-"""What devices go through from day to day: how active they are, their phase, and what they do of each kind.
+"""The lives of devices, day by day: how active each is, its phase, and how much it does of each kind.
 
 A day's counts follow from the seed, the day and the state that the days before have left. To go on from a
 day, the days before it are lived again, which takes milliseconds each: no event is drawn for it.
@@ -35,11 +35,11 @@ LIVES_SEED = 3
 
 @dataclass(frozen=True)
 class Day:
-    """What every device does on one day.
+    """One day of every device.
 
     Attributes:
         index: Of the day, the first day's being 0.
-        phase: In which it is.
+        phase: The phase it is in.
         level: Its activity, as a multiple of its own usual one, before the day's burst.
         cars: Whether it buys one.
         purchases: Number of other purchases.

@@ -62,7 +62,8 @@ def phases_after_night(phase: np.ndarray, intent_rate: Floats, uniform: Floats) 
     starts = np.where(phase == IDLE, intent_rate, 0.0)
     chances[:, IDLE] -= starts
     chances[:, CONSIDERING] += starts
-    return (uniform[:, None] >= np.cumsum(chances, axis=1)[:, :-1]).sum(axis=1).astype(np.int8)
+    passed = uniform[:, None] >= np.cumsum(chances, axis=1)[:, :-1]
+    return np.asarray(passed.sum(axis=1), dtype=np.int8)
 
 
 def expected_after_night(shares: Floats, intent_rate: Floats) -> Floats:

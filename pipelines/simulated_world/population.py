@@ -103,7 +103,7 @@ class Population:
 
 
 def build_devices(config: WorldConfig) -> tuple[Catalogue, Population]:
-    """What there is in a world before its first day."""
+    """Builds a world as it is before its first day."""
     catalogue_seed, population_seed = np.random.SeedSequence(config.seed).spawn(2)
     catalogue = build_catalogue(np.random.default_rng(catalogue_seed))
     return catalogue, build_population(config, catalogue, np.random.default_rng(population_seed))

@@ -1,7 +1,7 @@
-"""What a perfect model would say on a day: chances of a purchase, by all that a device's events tell.
+"""The chances that a perfect model gives: of a purchase, on any day, by all that a device's events tell.
 
-The perfect model knows the rules, what each device is (interests, tier, means) and how active it is at the
-time. Its phase it has to tell from the device's events, as any model has: by Bayes' rule, exactly.
+The perfect model knows the rules, and each device's interests, tier, usual activity, spending and activity of
+the time. The phase it must infer from the device's events, as any model must: by Bayes' rule, exactly.
 """
 
 from itertools import islice
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipelines.simulated_world.config import WorldConfig
 from pipelines.simulated_world.lives import Day, Rates, live, rates_of
 from pipelines.simulated_world.phases import (
+    PHASES,
     SATED,
     buying_chances,
     expected_after_night,
@@ -33,33 +34,40 @@ def true_propensities(config: WorldConfig, days: int, horizon_days: int) -> pd.D
         horizon_days: Length of the horizon that begins after them.
 
     Returns:
-        Per device: `device_id`; `emulator`; `propensity` by all that its events tell; `by_interests` by its
-        interests and tier alone, which is only good for ranking; `by_traits` by what it is, whatever it did.
+        Per device: `device_id`; `emulator`; its chance `by_interests` and tier alone (a rate, good for
+        ranking only), `by_traits` (all that never changes), `by_past` (these and when it has bought cars),
+        and by all that its events tell: the `propensity`.
     """
     _, population = build_devices(config)
     chances = purchase_chances(population.intent_rate, horizon_days)
-    believed = _believed_phases(config, population, days)
+    by_past, by_all = _believed_phases(config, population, days)
     return pd.DataFrame(
         {
             "device_id": population.ids,
             "emulator": population.emulator,
-            "propensity": (believed * chances).sum(axis=1),
-            "by_traits": (usual_shares(population.intent_rate) * chances).sum(axis=1),
             "by_interests": population.interest_rate,
+            "by_traits": (usual_shares(population.intent_rate) * chances).sum(axis=1),
+            "by_past": (by_past * chances).sum(axis=1),
+            "propensity": (by_all * chances).sum(axis=1),
         }
     )
 
 
-def _believed_phases(config: WorldConfig, population: Population, days: int) -> Floats:
-    """Devices x phases: chance of each on the day after those seen."""
-    rates, buys = rates_of(config, population), buying_chances(population.intent_rate)
-    believed = usual_shares(population.intent_rate)
+def _believed_phases(config: WorldConfig, population: Population, days: int) -> tuple[Floats, Floats]:
+    """Devices x phases: chance of each on the day after those seen, by cars bought, and by all events."""
+    rates, rate = rates_of(config, population), population.intent_rate
+    by_past = by_all = usual_shares(rate)
     for day in islice(live(config, population), days):
-        believed = believed * _likelihoods(day, rates) * (1 - buys)
-        believed[day.cars] = 0.0
-        believed /= np.maximum(believed.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        believed = expected_after_night(believed, population.intent_rate)
-        believed[day.cars] = np.eye(believed.shape[1])[SATED]
+        by_past = _after_day(by_past, day, rate)
+        by_all = _after_day(by_all * _likelihoods(day, rates), day, rate)
+    return by_past, by_all
+
+
+def _after_day(believed: Floats, day: Day, intent_rate: Floats) -> Floats:
+    """The next day's chances of each phase, from this day's, up to a factor, and the cars bought."""
+    stayed = believed * (1 - buying_chances(intent_rate))
+    believed = expected_after_night(stayed / stayed.sum(axis=1, keepdims=True), intent_rate)
+    believed[day.cars] = np.eye(PHASES)[SATED]
     return believed
 
 
