@@ -17,6 +17,7 @@ from pydantic import Field
 from assets.descriptions import HOLDS_NO_IDS, page
 from pipelines.steps.config.audience import Audience, Training
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
+from pipelines.steps.config.metric import Metric
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
@@ -30,7 +31,7 @@ from pipelines.steps.promotion.candidate_models import (
     measure_candidate,
     write_candidate,
 )
-from pipelines.steps.promotion.champion_model import Promotion
+from pipelines.steps.promotion.champion_model import Choice, Promotion
 from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
 from pipelines.steps.promotion.model_report import report_model
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
@@ -113,12 +114,13 @@ class DnnTraining(dg.Config):
         description="Rows above which they are read anew in every epoch, rather than held in memory.",
     )
 
-    def settings(self, training: Training) -> DnnConfig:
+    def settings(self, training: Training, metric: Metric) -> DnnConfig:
         """The network's own settings, the audience's among them."""
         named = self.model_dump(exclude={"processes", "stream_above", "hidden"})
         return DnnConfig(
             **named,
             hidden=tuple(self.hidden),
+            metric=metric,
             seed=training.seed,
             max_epochs=training.max_epochs,
             patience=training.patience,
@@ -129,13 +131,14 @@ class XGBoostTraining(dg.Config):
     """Settings of the trees that a run may change."""
 
     trials: int = Field(
-        default=XGBOOST_TRIALS, ge=1, le=8, description="Settings tried; validation AUC chooses."
+        default=XGBOOST_TRIALS, ge=1, le=8, description="Settings tried; the audience's metric chooses."
     )
 
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
     of_user = training.model_dump(include={"seed", "max_epochs", "patience"})
+    of_user["metric"] = str(audience.metric)
 
     def candidate_asset(
         name: str, kinds: set[str], settings: Any
@@ -163,7 +166,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         from pipelines.steps.models.dnn_model import TrainedDnn
         from pipelines.steps.models.dnn_training import train_dnn
 
-        data, settings = read_training_data(audience, lake, models), config.settings(training)
+        data = read_training_data(audience, lake, models)
+        settings = config.settings(training, audience.metric)
         streamed = data.partition.rows > config.stream_above
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedDnn:
@@ -186,7 +190,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
         from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 
-        settings = XGBoostConfig(seed=training.seed)
+        settings = XGBoostConfig(seed=training.seed, metric=audience.metric)
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
             rows = _in_memory(rows)
@@ -204,7 +208,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
             rows = _in_memory(rows)
-            return train_logistic(rows, sizes, LogisticConfig())
+            return train_logistic(rows, sizes, LogisticConfig(metric=audience.metric))
 
         return _train("logistic", audience, read_training_data(audience, lake, models), models, train)
 
@@ -279,6 +283,7 @@ def keep_card(
         "as-of days": ", ".join(properties["as_of_days"]),
         "horizon": f"{audience.horizon_days} days",
         "negatives kept in training": properties["negatives_kept"],
+        **({"chosen": str(Choice.from_dict(properties["choice"]))} if "choice" in properties else {}),
         "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
     }
     report = report_model(scorer, test.labels, probabilities, test.bags, properties["thresholds"])

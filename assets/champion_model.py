@@ -1,4 +1,4 @@
-"""champion_model: the best candidate, or their blend; it serves where the promotion rows say that it may."""
+"""champion_model: the best candidate, or the blend of its equals; it serves where promotion rows say so."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +15,7 @@ from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
 from pipelines.steps.labels.training_set import PromotionBlock
+from pipelines.steps.models.blend_model import member_versions
 from pipelines.steps.models.bundle import Scorer
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.metrics import Threshold, compare_auc
@@ -48,9 +49,10 @@ from resources.step_body import step_body
 
 CHALLENGER_CHECKS = [
     Check(
-        "champion_is_best_candidate",
-        "no candidate has a higher validation AUC",
-        [expect("ExpectColumnValuesToBeBetween", column="auc_behind_best", max_value=0)],
+        "is_the_best_candidate_or_the_blend_of_its_equals",
+        "it holds the candidate with the highest validation metric, every one that is behind it by no more "
+        "than chance, and no other",
+        [expect("ExpectColumnPairValuesToBeEqual", column_A="served", column_B="best_and_its_equals")],
     ),
     Check(
         "is_better_than_chance_on_promotion_rows",
@@ -111,7 +113,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         deps=[[audience.name, f"{name}_model"] for name in CANDIDATES],
         group_name=audience.name,
         kinds={"python"},  # any of the candidates' engines may serve
-        code_version=code_version([seed, audience.training.max_auc_loss, cut_by_precision]),
+        code_version=code_version(
+            [seed, str(audience.metric), audience.training.max_auc_loss, cut_by_precision]
+        ),
         metadata=page("docs/models.md"),
         tags={"stage": "models", **HOLDS_NO_IDS},
     )
@@ -119,7 +123,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     def champion_model(
         context: dg.AssetExecutionContext, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
-        """The candidate that ranks the validation devices best, or all together.
+        """The candidate that ranks the validation devices best, averaged with those as good.
 
         It serves from now on where it is better than chance, and no worse than the former one, on the
         devices kept for promotion.
@@ -127,11 +131,16 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         data = read_training_data(audience, lake, models)
         block = _block_of(data, audience)
         rows = data.files.read([VALIDATION, TEST, PROMOTION])
-        scored = _score_candidates(audience, data, rows, models)
+        candidates = _score_candidates(audience, data, rows, models)
         validation, kept = rows.subset(VALIDATION).labels, rows.subset(PROMOTION)
         choice = choose(
-            validation, {name: each.scores.validation for name, each in scored.items()}, seed=seed
+            validation,
+            {name: each.scores.validation for name, each in candidates.items()},
+            audience.metric,
+            devices=data.files.devices(VALIDATION),
+            seed=seed,
         )
+        scored = candidates | _blend(choice, candidates, audience, data, rows, models)
         chosen = scored[choice.name]
         # Again, though the candidate has some: the segments asked for may have changed since it was trained.
         thresholds = find_thresholds(validation, chosen.scores.validation, audience.segments)
@@ -143,7 +152,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             seed=seed,
         )
         challenger = _record(choice, scored, thresholds, promotion, audience, models)
-        card = _keep_cards(challenger, choice.name, scored, rows.subset(TEST), promotion, audience, models)
+        card = _keep_card(challenger, choice.name, scored, rows.subset(TEST), promotion, audience, models)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(challenger.version),
             metadata={
@@ -162,7 +171,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 def _score_candidates(
     audience: Audience, data: TrainingData, rows: TrainingRows, models: ModelStore
 ) -> dict[str, Scored]:
-    """The candidates and their blend, which is kept as they are; each split is scored once by each of them.
+    """The candidates, each of which scores each split once.
 
     Raises:
         TrainingError: They were not all trained on the current training set.
@@ -175,16 +184,30 @@ def _score_candidates(
         scorer = models.load(audience.name, name, record.version)
         scores = Scores(scorer.score(validation.bags), scorer.score(test.bags))
         scored[name] = Scored(record, scorer, scores)
-    # Its members are corrected for negatives left out already.
+    return scored
+
+
+def _blend(
+    choice: Choice,
+    candidates: Mapping[str, Scored],
+    audience: Audience,
+    data: TrainingData,
+    rows: TrainingRows,
+    models: ModelStore,
+) -> dict[str, Scored]:
+    """The blend of the members chosen, kept as a candidate is; none where one stands alone."""
+    if choice.name != BLEND:
+        return {}
+    members = {name: candidates[name] for name in choice.members}
+    # They are corrected for negatives left out already.
     blend = measure_candidate(
-        blend_of({name: models.bundle(record) for name, record in candidates.items()}),
+        blend_of({name: models.bundle(each.record) for name, each in members.items()}),
         data.vocabulary,
         rows,
-        scores=blend_scores({name: each.scores for name, each in scored.items()}),
+        scores=blend_scores({name: each.scores for name, each in members.items()}),
     )
-    record = keep_model(BLEND, blend, validation.labels, audience, data, models)
-    scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)
-    return scored
+    record = keep_model(BLEND, blend, rows.subset(VALIDATION).labels, audience, data, models)
+    return {BLEND: Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)}
 
 
 def _record(
@@ -201,6 +224,7 @@ def _record(
         **chosen.properties,
         "model": choice.name,
         "candidates": {name: scored[name].record.version for name in CANDIDATES},
+        "choice": choice.to_dict(),
         "thresholds": cuts_of(thresholds),
         "promotion": promotion.to_dict(),
     }
@@ -210,7 +234,7 @@ def _record(
     return challenger
 
 
-def _keep_cards(
+def _keep_card(
     challenger: ModelRecord,
     chosen: str,
     scored: Mapping[str, Scored],
@@ -219,11 +243,8 @@ def _keep_cards(
     audience: Audience,
     models: ModelStore,
 ) -> Card:
-    """Keeps the blend's card, as each candidate has one, and the challenger's, which is handed out."""
+    """Keeps the challenger's card; each candidate has one of its own."""
     metrics = {n: Measured.from_dict(each.record.properties["metrics"]).test for n, each in scored.items()}
-    if chosen != BLEND:
-        own = scored[BLEND]
-        keep_card(own.record, own.scorer, audience, test, own.scores.test, models, {BLEND: metrics[BLEND]})
     own, seed = scored[chosen], audience.training.seed
     differences = {
         name: compare_auc(test.labels, own.scores.test, each.scores.test, seed=seed)
@@ -278,7 +299,7 @@ def _described(
         **({"AUC on the promotion rows": str(promotion.auc)} if promotion.auc else {}),
         **({"auc above the former champion": str(promotion.gain)} if promotion.gain else {}),
         "the former may have been trained on these devices": promotion.former_may_have_seen_rows,
-        "blend above the best candidate (validation AUC)": f"{choice.blend_gain} over {choice.best_single}",
+        "chosen on the validation rows": str(choice),
         "validation_auc": metrics.validation.auc,
         "test_auc": metrics.test.auc,
     }
@@ -307,6 +328,12 @@ def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str)
         )
 
 
+def _served(challenger: ModelRecord, models: ModelStore) -> list[str]:
+    """The candidates that the challenger's bundle holds, in their order."""
+    held = member_versions(models.bundle(challenger)) or [challenger.version]
+    return [name for name, version in challenger.properties["candidates"].items() if version in held]
+
+
 def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(
         name=f"{audience.name}_champion_model_checks",
@@ -320,22 +347,18 @@ def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefi
         promoted = CHAMPION in models.models(audience.name)
         serving = models.current(audience.name, CHAMPION) if promoted else challenger
         found = challenger.properties
-        if "candidates" not in found:
+        if "choice" not in found:
             raise TrainingError(
-                f"the challenger of {audience.name} was never measured on devices kept for promotion",
-                found=f"version {challenger.version}, chosen before there were any",
-                expected="what it was chosen from, and its AUC on the promotion rows",
+                f"of the challenger of {audience.name} it is not known why it was chosen",
+                found=f"version {challenger.version}, chosen by a former version of this project",
+                expected="what it was chosen from, by which figures, and its AUC on the promotion rows",
                 remedy="run the training job",
             )
-        # of the versions that it was chosen from; without the blend, which serves only where it gains
-        aucs = [
-            models.find(audience.name, name, version).properties["metrics"]["validation"]["auc"]
-            for name, version in found["candidates"].items()
-        ]
         promotion = found["promotion"]
         evidence = pd.DataFrame(
             {
-                "auc_behind_best": [max(aucs) - found["metrics"]["validation"]["auc"]],
+                "served": [", ".join(_served(challenger, models))],
+                "best_and_its_equals": [", ".join(Choice.from_dict(found["choice"]).members)],
                 "rarer_devices": [promotion["rarer_devices"]],
                 "auc_low": pd.Series([promotion["auc_low"]], dtype="float64"),
                 "auc_lost_beyond_margin": [promotion["auc_behind"] - promotion["max_auc_loss"]],

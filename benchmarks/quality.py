@@ -116,22 +116,25 @@ def run_round(rows: TrainingRows, vocabulary: Vocabulary, seed: int, models: Seq
         chosen = None
         if CHAMPION in models:
             started = time.perf_counter()
-            bundles[BLEND] = Path(scratch) / BLEND
-            members = blend_scores({name: each.scores for name, each in candidates.items()})
-            blend = measure_candidate(blend_of(bundles), vocabulary, rows, scores=members)
-            write_candidate(bundles[BLEND], blend, vocabulary, [])
-            scored = {name: each.scores.validation for name, each in {**candidates, BLEND: blend}.items()}
-            chosen = choose(rows.subset(VALIDATION).labels, scored, seed=seed).name
-            bundles[CHAMPION] = bundles[chosen]
+            scored = {name: each.scores.validation for name, each in candidates.items()}
+            choice = choose(rows.subset(VALIDATION).labels, scored, seed=seed)
+            chosen = " + ".join(choice.members)
+            if choice.name == BLEND:
+                bundles[BLEND] = Path(scratch) / BLEND
+                members = {name: candidates[name].scores for name in choice.members}
+                blend = blend_of({name: bundles[name] for name in choice.members})
+                measured = measure_candidate(blend, vocabulary, rows, scores=blend_scores(members))
+                write_candidate(bundles[BLEND], measured, vocabulary, [])
+            bundles[CHAMPION] = bundles[choice.name]
             seconds[CHAMPION] = sum(seconds.values()) + time.perf_counter() - started
         test = rows.subset(TEST)
-        measured = {}
+        results = {}
         for name in models:
             probabilities = load_bundle(bundles[name]).score(test.bags)
             metrics = compute_metrics(test.labels, probabilities).to_dict()
             figures = {figure: metrics[figure] for figure in FIGURES} | {"seconds": seconds[name]}
-            measured[name] = Measured(figures, probabilities)
-    return Round(test.labels, measured, chosen)
+            results[name] = Measured(figures, probabilities)
+    return Round(test.labels, results, chosen)
 
 
 def report_of(rounds: Sequence[Round], config: dict[str, Any]) -> Report:

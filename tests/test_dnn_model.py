@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipelines.steps.config.metric import PrecisionAt
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.labels.training_rows import (
@@ -241,12 +242,22 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     config = replace(SMALL, max_epochs=40, patience=4)
     trained = train(contradicted, config)
 
-    aucs = [report.validation_auc for report in trained.curves]
+    found = [report.validation_metric for report in trained.curves]
     [best_epoch] = trained.best_epochs
-    assert best_epoch == int(np.argmax(aucs)) + 1
-    assert len(aucs) == best_epoch + 4 < 40
-    assert aucs[-1] < max(aucs)
+    assert best_epoch == int(np.argmax(found)) + 1
+    assert len(found) == best_epoch + 4 < 40
+    assert found[-1] < max(found)
     assert trained.weights() == train(contradicted, replace(config, max_epochs=best_epoch)).weights()
+
+
+def test_the_metric_named_chooses_the_epoch() -> None:
+    rows = simulated_rows()
+    by_auc, by_top = (train(rows, replace(SMALL, metric=m)) for m in ("auc", PrecisionAt(precision_at=0.05)))
+    assert [r.validation_metric for r in by_auc.curves] == pytest.approx(
+        [r.validation_auc for r in by_auc.curves]
+    )
+    assert by_auc.best_epochs == (int(np.argmax([r.validation_auc for r in by_auc.curves])) + 1,)
+    assert by_top.best_epochs == (int(np.argmax([r.validation_metric for r in by_top.curves])) + 1,)
 
 
 def test_progress_is_told_every_epoch() -> None:

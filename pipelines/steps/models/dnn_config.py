@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
+from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 
 Pooling = Literal["mean", "sqrt_n"]
 MIN_STEPS = 40
@@ -32,7 +33,8 @@ class DnnConfig:
         ema_decay: Decay of the exponential moving average of the weights, which is what is validated and
             kept; 0 keeps the weights themselves.
         max_epochs: Epochs at most.
-        patience: Epochs without gain in validation AUC after which training stops.
+        metric: Of the VALIDATION rows; it decides which epoch is kept.
+        patience: Epochs without gain in it after which training stops.
         batch_rows: Rows per step; None: 512, or as few as 32 where that leaves fewer than 40 steps an epoch.
         learning_rate: AdamW's step.
         weight_decay: AdamW's decoupled decay, on every parameter.
@@ -56,6 +58,7 @@ class DnnConfig:
     members: int = 3
     ema_decay: float = 0.99
     max_epochs: int = MAX_EPOCHS
+    metric: Metric = DEFAULT_METRIC
     patience: int = PATIENCE
     batch_rows: int | None = None
     learning_rate: float = 1e-3

@@ -131,13 +131,17 @@ class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.dev
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One point of the training curves; losses are mean binary cross-entropy, in nats."""
+    """One point of the training curves; losses are mean binary cross-entropy, in nats.
+
+    The config's metric decides which one is the best.
+    """
 
     member: int
     epoch: int
     train_loss: float
     validation_loss: float
     validation_auc: float
+    validation_metric: float
     best_so_far: bool
 
     def __str__(self) -> str:

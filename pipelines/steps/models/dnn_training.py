@@ -41,6 +41,7 @@ from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of, torch_threads
 from pipelines.steps.models.embedding_init import correspondence_embeddings
 from pipelines.steps.models.metrics import compute_metrics
+from pipelines.steps.models.ranking import measure
 from pipelines.steps.progress import Work, beating
 
 logger = logging.getLogger(__name__)
@@ -183,12 +184,13 @@ class _MemberRun:
         self.steps = 0
         self.averaged = _copy_state(self.network)
         self.curve: list[EpochReport] = []
-        self.best_auc, self.best_epoch, self.best_state = -math.inf, 0, _copy_state(self.network)
+        self.best_metric, self.best_epoch, self.best_state = -math.inf, 0, _copy_state(self.network)
         if self.ranks.size > 1:
             torch.manual_seed(seed + SEEDS_APART * SEEDS_APART * (1 + self.ranks.rank))  # of dropout
 
     def __str__(self) -> str:
-        return f"{len(self.curve)} epochs, validation AUC {self.best_auc:.4f} in epoch {self.best_epoch}"
+        best = f"{self.config.metric} {self.best_metric:.4f} in epoch {self.best_epoch}"
+        return f"{len(self.curve)} epochs, validation {best}"
 
     def last_report(self) -> str:
         """The newest point of its curve, for the log."""
@@ -201,13 +203,15 @@ class _MemberRun:
 
     def epoch(self, train: Rows, validation: Rows) -> EpochReport:
         train_loss = self._pass(train)
-        metrics = compute_metrics(validation.labels, self._probabilities(validation))
+        labels, probabilities = validation.labels, self._probabilities(validation)
+        metrics = compute_metrics(labels, probabilities)
+        found = measure(self.config.metric, labels, probabilities)
         number = len(self.curve) + 1
-        gained = metrics.auc > self.best_auc
+        gained = found > self.best_metric
         if gained:
-            self.best_auc, self.best_epoch = metrics.auc, number
+            self.best_metric, self.best_epoch = found, number
             self.best_state = {name: tensor.clone() for name, tensor in self._kept().items()}
-        report = EpochReport(self.member, number, train_loss, metrics.log_loss, metrics.auc, gained)
+        report = EpochReport(self.member, number, train_loss, metrics.log_loss, metrics.auc, found, gained)
         self.curve.append(report)
         return report
 
@@ -274,7 +278,7 @@ class _MemberRun:
             return
         state: dict[str, Any] = {
             "curve": [asdict(report) for report in self.curve],
-            "best": (self.best_auc, self.best_epoch, self.best_state),
+            "best": (self.best_metric, self.best_epoch, self.best_state),
         }
         if not self.finished:
             state |= {
@@ -311,7 +315,7 @@ class _MemberRun:
 
     def _take_up(self, state: State) -> None:
         self.curve = [EpochReport(**report) for report in state["curve"]]
-        self.best_auc, self.best_epoch, best = state["best"]
+        self.best_metric, self.best_epoch, best = state["best"]
         self.best_state = self._restored(best)
         if self.finished:
             return

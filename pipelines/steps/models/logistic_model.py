@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import count_matrix
 from pipelines.steps.labels.training_rows import (
@@ -25,6 +26,7 @@ from pipelines.steps.labels.training_rows import (
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.models.dnn_batches import Bags
+from pipelines.steps.models.ranking import measure
 from pipelines.steps.progress import Work, beating
 
 logger = logging.getLogger(__name__)
@@ -51,8 +53,9 @@ class LogisticConfig:
     """Settings of the fit, by scikit-learn's own names.
 
     Attributes:
-        C: The values of scikit-learn's C tried, ascending; validation AUC
+        C: The values of scikit-learn's C tried, ascending; the validation metric
             chooses, the smaller C on a tie.
+        metric: Of the VALIDATION rows.
         max_iter: L-BFGS iterations at most, for each C.
         tol: L-BFGS stops below this gradient. At scikit-learn's 1e-4 the AUC still moved by
             2e-4 with the starting point; at 1e-5 by 1e-4.
@@ -61,6 +64,7 @@ class LogisticConfig:
     """
 
     C: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    metric: Metric = DEFAULT_METRIC
     max_iter: int = 1_000
     tol: float = 1e-5
     threads: int = 1
@@ -74,13 +78,13 @@ class TrainedLogistic:
         state: Parameter name → float32 tensor, of a `LogisticNet`.
         config: What it was fitted with.
         chosen_c: The C whose fit this is.
-        validation_auc: C → validation AUC, for every C tried.
+        validation_metric: C → the validation metric, for every C tried.
     """
 
     state: Mapping[str, Tensor]
     config: LogisticConfig
     chosen_c: float
-    validation_auc: Mapping[float, float]
+    validation_metric: Mapping[float, float]
 
     engine = "torch"
     weights_file = TORCH_WEIGHTS
@@ -106,7 +110,6 @@ def train_logistic(
     """
     # training only: executors that score need no scikit-learn
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
     from threadpoolctl import threadpool_limits
 
     check_trainable(rows, splits=(TRAIN, VALIDATION))
@@ -117,7 +120,7 @@ def train_logistic(
 
     # no warm start: begun near a solution, L-BFGS may stop at once and repeat the fit before it
     model = LogisticRegression(max_iter=config.max_iter, tol=config.tol)
-    aucs: dict[float, float] = {}
+    found: dict[float, float] = {}
     best: tuple[float, np.ndarray, float] | None = None
     for c in config.C:
         with beating(Work(f"fitting logistic regression with C = {c}")), threadpool_limits(config.threads):
@@ -130,8 +133,8 @@ def train_logistic(
                 expected="finite weights",
                 remedy="try smaller values of C only",
             )
-        aucs[c] = float(roc_auc_score(validation.labels, logits))
-        if best is None or aucs[c] > aucs[best[0]]:
+        found[c] = measure(config.metric, validation.labels, logits)
+        if best is None or found[c] > found[best[0]]:
             best = (c, model.coef_[0].copy(), float(model.intercept_[0]))
     if best is None:
         raise TrainingError(
@@ -141,9 +144,11 @@ def train_logistic(
             remedy="name values in C",
         )
     chosen_c, coefficients, intercept = best
-    logger.info("C = %s is the best of %d: validation AUC %.4f", chosen_c, len(aucs), aucs[chosen_c])
+    logger.info(
+        "C = %s is the best of %d: validation %s %.4f", chosen_c, len(found), config.metric, found[chosen_c]
+    )
     state = {
         "weights": torch.from_numpy(coefficients.astype(np.float32)).unsqueeze(1),
         "bias": torch.tensor([intercept], dtype=torch.float32),
     }
-    return TrainedLogistic(state, config, chosen_c, aucs)
+    return TrainedLogistic(state, config, chosen_c, found)

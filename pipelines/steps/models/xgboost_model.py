@@ -10,6 +10,7 @@ import numpy as np
 import xgboost
 
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
+from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 from pipelines.steps.errors import BundleError
 from pipelines.steps.features.encoded_rows import EncodedRows, count_matrix
 from pipelines.steps.features.feature_vocabulary import Vocabulary
@@ -21,9 +22,12 @@ from pipelines.steps.labels.training_rows import (
     check_vocabulary,
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, BundleManifest, Scorer, check_rows, require_architecture
+from pipelines.steps.models.ranking import measure
 from pipelines.steps.progress import Work, beating
 
 logger = logging.getLogger(__name__)
+METRIC = "metric"
+"""The name that XGBoost knows the metric by."""
 XGBOOST_ARCHITECTURES = ("boosted_trees",)
 """The trees carry their own shape, so there is nothing to build."""
 
@@ -34,7 +38,8 @@ class XGBoostConfig:
 
     Attributes:
         num_boost_round: Trees at most; of a trial, when tuned.
-        patience: Trees without gain in validation AUC after which growing stops.
+        metric: Of the VALIDATION rows; it ends the growing and chooses among the trials.
+        patience: Trees without gain in it after which growing stops.
         learning_rate: Weight of each new tree.
         max_depth: Depth of a tree.
         min_child_weight: Hessian that a leaf needs; keeps leaves off single rare rows.
@@ -47,6 +52,7 @@ class XGBoostConfig:
     """
 
     num_boost_round: int = 500
+    metric: Metric = DEFAULT_METRIC
     patience: int = 30
     learning_rate: float = 0.1
     max_depth: int = 6
@@ -65,13 +71,13 @@ class TrainedXGBoost:
     Attributes:
         booster: The trees, cut after the best round.
         config: What they were grown with.
-        validation_auc: Validation AUC after each round, the ones cut off included.
+        validation_metric: The config's metric after each round, the ones cut off included.
         best_round: Number of trees kept.
     """
 
     booster: xgboost.Booster
     config: XGBoostConfig
-    validation_auc: tuple[float, ...]
+    validation_metric: tuple[float, ...]
     best_round: int
 
     engine = "xgboost"
@@ -79,14 +85,14 @@ class TrainedXGBoost:
     members = NO_MEMBERS
 
     @property
-    def best_auc(self) -> float:
-        """Validation AUC of the trees kept."""
-        return self.validation_auc[self.best_round - 1]
+    def best_metric(self) -> float:
+        """The validation metric of the trees kept."""
+        return self.validation_metric[self.best_round - 1]
 
     @property
     def was_cut_short(self) -> bool:
         """Whether `num_boost_round` ended the growing before its patience did."""
-        return len(self.validation_auc) - self.best_round < self.config.patience
+        return len(self.validation_metric) - self.best_round < self.config.patience
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -125,17 +131,17 @@ of a trial must not weaken the baseline (hotel_bookings: 517 trees, though they 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried: the changes to the config, its best validation AUC and number of trees."""
+    """One setting that was tried: changes to the config, its best validation metric and number of trees."""
 
     number: int
     changes: Mapping[str, Any]
-    validation_auc: float
+    validation_metric: float
     best_round: int
 
     def __str__(self) -> str:
         return (
             f"trial {self.number}: {dict(self.changes) or 'as configured'}: {self.best_round} trees, "
-            f"validation AUC {self.validation_auc:.4f}"
+            f"validation metric {self.validation_metric:.4f}"
         )
 
 
@@ -163,18 +169,20 @@ def tune_xgboost(
     def grow(number: int, changes: Mapping[str, Any]) -> TrainedXGBoost:
         with beating(Work(f"growing the trees of trial {number} of {trials}")) as work:
             grown = train_xgboost(rows, vocabulary_sizes, replace(config, **changes))
-        trial = Trial(number, changes, grown.best_auc, grown.best_round)
+        trial = Trial(number, changes, grown.best_metric, grown.best_round)
         logger.info("%s, %.1f s", trial, work.seconds)
         progress(trial)
         return grown
 
     tried = [grow(number, changes) for number, changes in enumerate(TRIALS[: max(1, trials)], start=1)]
-    number, best = max(enumerate(tried, start=1), key=lambda trial: trial[1].best_auc)  # the first of equals
+    # max: the first of equals
+    number, best = max(enumerate(tried, start=1), key=lambda trial: trial[1].best_metric)
     if best.was_cut_short:
         rounds = GROWN_FURTHER * best.config.num_boost_round
         best = grow(number, {**TRIALS[number - 1], "num_boost_round": rounds})
     logger.info(
-        "trial %d is the best of %d: %d trees, AUC %.4f", number, len(tried), best.best_round, best.best_auc
+        "trial %d is the best of %d: %d trees, %s %.4f",
+        *(number, len(tried), best.best_round, config.metric, best.best_metric),
     )
     return best
 
@@ -196,12 +204,14 @@ def train_xgboost(
         _matrix(train, vocabulary_sizes, config),
         num_boost_round=config.num_boost_round,
         evals=[(_matrix(validation, vocabulary_sizes, config), "validation")],
+        custom_metric=_metric_of(config.metric),
+        maximize=True,
         early_stopping_rounds=config.patience,
         evals_result=curves,
         verbose_eval=False,
     )
     best_round = grown.best_iteration + 1
-    return TrainedXGBoost(grown[:best_round], config, tuple(curves["validation"]["auc"]), best_round)
+    return TrainedXGBoost(grown[:best_round], config, tuple(curves["validation"][METRIC]), best_round)
 
 
 def _matrix(
@@ -211,10 +221,19 @@ def _matrix(
     return xgboost.DMatrix(counts, label=rows.labels, nthread=config.threads)
 
 
+def _metric_of(metric: Metric) -> Callable[[np.ndarray, xgboost.DMatrix], tuple[str, float]]:
+    """What XGBoost calls after every tree."""
+
+    def of(probabilities: np.ndarray, rows: xgboost.DMatrix) -> tuple[str, float]:
+        return METRIC, measure(metric, rows.get_label(), probabilities)
+
+    return of
+
+
 def _parameters(config: XGBoostConfig) -> dict[str, object]:
     return {
         "objective": "binary:logistic",
-        "eval_metric": "auc",
+        "disable_default_eval_metric": True,
         "tree_method": "hist",
         "nthread": config.threads,
         **{name: getattr(config, name) for name in PASSED_THROUGH},

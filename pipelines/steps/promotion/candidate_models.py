@@ -20,7 +20,7 @@ CODE_VERSION = "3"
 """Raised when the same rows and settings would train another model."""
 CANDIDATES = ("dnn", "xgboost", "logistic")
 BLEND = "blend"
-"""The mean of all candidates' logits."""
+"""The mean of some candidates' logits."""
 
 
 @dataclass(frozen=True)
