@@ -322,9 +322,8 @@ def _report(demo: Demo, session: SparkSession) -> None:
         measured = {r.model: Measured.from_dict(r.properties["metrics"]) for r in records}
         _say(f"\n== {audience.name}: models on the test devices ==\n")
         _say(comparison_table({name: m.test for name, m in measured.items()}))
-        _say(
-            f"\nchampion (best on the validation rows): {champion.properties['model']}, version {champion.version}"
-        )
+        name = champion.properties["model"]
+        _say(f"\nchampion (best on the validation rows): {name}, version {champion.version}")
         _report_outcome(demo, audience, lake, session)
         _report_deliveries(demo, audience)
 
