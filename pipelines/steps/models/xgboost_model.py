@@ -1,7 +1,7 @@
 """Gradient-boosted trees on token counts: the baseline that the network has to beat, at full strength."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import xgboost
 
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
-from pipelines.steps.errors import BundleError
+from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.features.encoded_rows import EncodedRows, count_matrix
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import (
@@ -46,6 +46,8 @@ class XGBoostConfig:
         reg_lambda: L2 regularization of the leaves' weights.
         subsample: Share of the rows each tree sees.
         colsample_bytree: Share of the tokens each tree sees.
+        monotone_constraints: (Column, 1 or -1): where more of the column may only raise, or only lower, a
+            device's rank. Columns are numbered as the matrix has them; none is constrained by default.
         threads: Threads to train with. One by default: on a busy machine more of them wait for each
             other (measured on 2 shared cores: 14 s with one, 99 s with two); raise it on an idle one.
         seed: Everything random follows from it.
@@ -60,6 +62,7 @@ class XGBoostConfig:
     reg_lambda: float = 2.0
     subsample: float = 0.8
     colsample_bytree: float = 0.3
+    monotone_constraints: tuple[tuple[int, int], ...] = ()
     threads: int = 1
     seed: int = 0
 
@@ -116,14 +119,27 @@ PASSED_THROUGH = (
 TRIALS: tuple[Mapping[str, Any], ...] = (
     {},
     {"max_depth": 10, "min_child_weight": 5.0},
-    {"max_depth": 4, "colsample_bytree": 0.6},
-    {"max_depth": 8, "colsample_bytree": 0.6, "min_child_weight": 5.0, "reg_lambda": 5.0},
-    {"max_depth": 6, "colsample_bytree": 1.0, "subsample": 1.0, "reg_lambda": 10.0},
-    {"max_depth": 12, "colsample_bytree": 0.2, "min_child_weight": 10.0},
-    {"max_depth": 3, "colsample_bytree": 1.0, "learning_rate": 0.2},
-    {"max_depth": 8, "colsample_bytree": 0.3, "learning_rate": 0.05, "min_child_weight": 1.0},
+    {"max_depth": 4, "learning_rate": 0.04, "min_child_weight": 40.0, "reg_lambda": 10.0},
+    {"max_depth": 8, "min_child_weight": 5.0, "reg_lambda": 5.0, "colsample_bytree": 0.6},
+    {
+        "max_depth": 3,
+        "learning_rate": 0.05,
+        "min_child_weight": 20.0,
+        "reg_lambda": 10.0,
+        "colsample_bytree": 0.5,
+    },
+    {
+        "max_depth": 2,
+        "learning_rate": 0.08,
+        "min_child_weight": 10.0,
+        "reg_lambda": 5.0,
+        "colsample_bytree": 0.5,
+    },
+    {"max_depth": 6, "reg_lambda": 10.0, "subsample": 1.0, "colsample_bytree": 1.0},
+    {"max_depth": 12, "min_child_weight": 10.0, "colsample_bytree": 0.2},
 )
-"""What tuning tries, in this order: depth, width and regularization from the shy to the bold."""
+"""What tuning tries, in this order. The shallow ones are for few devices: on a shop's and a grocer's log (2,300 to
+4,000 devices, a later day inside training) AUC +.005, precision in the top tenth +.009 with them in the budget."""
 GROWN_FURTHER = 4
 """Times the rounds of a trial that the best setting may grow to where it still gained at their end: the limit
 of a trial must not weaken the baseline (hotel_bookings: 517 trees, though they gain but 0.0001)."""
@@ -199,8 +215,9 @@ def train_xgboost(
     check_vocabulary(rows.bags, vocabulary_sizes)
     train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
     curves: dict[str, dict[str, list[float]]] = {}
+    columns = sum(vocabulary_sizes.values())
     grown = xgboost.train(
-        _parameters(config),
+        _parameters(config, columns),
         _matrix(train, vocabulary_sizes, config),
         num_boost_round=config.num_boost_round,
         evals=[(_matrix(validation, vocabulary_sizes, config), "validation")],
@@ -230,14 +247,32 @@ def _metric_of(metric: Metric) -> Callable[[np.ndarray, xgboost.DMatrix], tuple[
     return of
 
 
-def _parameters(config: XGBoostConfig) -> dict[str, object]:
+def _parameters(config: XGBoostConfig, columns: int) -> dict[str, object]:
     return {
         "objective": "binary:logistic",
         "disable_default_eval_metric": True,
         "tree_method": "hist",
         "nthread": config.threads,
         **{name: getattr(config, name) for name in PASSED_THROUGH},
+        **_monotone(config.monotone_constraints, columns),
     }
+
+
+def _monotone(constraints: Sequence[tuple[int, int]], columns: int) -> dict[str, object]:
+    """XGBoost's own parameter, a sign for every column; nothing where none is constrained."""
+    if not constraints:
+        return {}
+    signs = [0] * columns
+    for column, sign in constraints:
+        if not 0 <= column < columns or sign not in (-1, 1):
+            raise TrainingError(
+                "the trees cannot be constrained so",
+                found=f"monotone_constraints ({column}, {sign})",
+                expected=f"a column from 0 to {columns - 1}, and 1 or -1",
+                remedy="correct monotone_constraints",
+            )
+        signs[column] = sign
+    return {"monotone_constraints": tuple(signs)}
 
 
 class XGBoostScorer:
