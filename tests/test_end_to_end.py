@@ -30,6 +30,7 @@ from pipelines.steps.labels.training_rows import (
 from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.bundle import TrainedModel
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+from pipelines.steps.models.model_columns import ordinal_columns
 from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
@@ -362,7 +363,8 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     config = XGBoostConfig(
         num_boost_round=100, patience=100, min_child_weight=0.1, colsample_bytree=1.0, subsample=1.0
     )
-    seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config)
+    columns = ordinal_columns(vocabulary.fields)
+    seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config, columns)
     served = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
