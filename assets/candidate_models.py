@@ -31,7 +31,7 @@ from pipelines.steps.labels.training_rows import (
     TrainingRows,
 )
 from pipelines.steps.models.bundle import Scorer, TrainedModel
-from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_config import DnnConfig, weight_decays
 from pipelines.steps.models.metrics import Difference, Threshold
 from pipelines.steps.progress import working
 from pipelines.steps.promotion.candidate_models import (
@@ -164,7 +164,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         A run that was killed goes on from its last epoch when it is run again.
         """
         from pipelines.steps.models.dnn_model import TrainedDnn
-        from pipelines.steps.models.dnn_training import train_dnn
+        from pipelines.steps.models.dnn_training import tune_dnn
 
         data = read_training_data(audience, lake, models)
         settings = config.settings(training, audience.metric)
@@ -175,10 +175,11 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 return _train_in_processes(
                     context, spark, files, vocabulary, settings, config.processes, streamed
                 )
-            return train_dnn(
+            return tune_dnn(
                 files if streamed else _to_learn_from(files),
                 vocabulary.sizes,
                 settings,
+                weight_decays(data.devices_a_day),
                 checkpoint=models.checkpoint(
                     audience.name, "dnn" if files is data.files else "dnn_rehearsal"
                 ),

@@ -24,8 +24,8 @@ from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import TrainedModel
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.dnn_config import DnnConfig
-from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.models.dnn_config import DnnConfig, weight_decays
+from pipelines.steps.models.dnn_training import tune_dnn
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.models.metrics import compare_auc, compute_metrics
 from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
@@ -62,7 +62,7 @@ def _say(message: object) -> None:
 
 
 def _dnn(rows: TrainingRows, sizes: Mapping[str, int], seed: int) -> TrainedModel:
-    return train_dnn(rows, sizes, DnnConfig(seed=seed), _say)
+    return tune_dnn(rows, sizes, DnnConfig(seed=seed), weight_decays(rows.rows), _say)
 
 
 def _xgboost(rows: TrainingRows, sizes: Mapping[str, int], seed: int) -> TrainedModel:

@@ -219,6 +219,16 @@ class TrainedDnn:
     curves: tuple[EpochReport, ...]
     best_epochs: tuple[int, ...]
 
+    @property
+    def best_metric(self) -> float:
+        """The validation metric of the epochs kept, a mean over the members."""
+        found = [
+            report.validation_metric
+            for report in self.curves
+            if report.epoch == self.best_epochs[report.member - 1]
+        ]
+        return sum(found) / len(found)
+
     engine = "torch"
     weights_file = TORCH_WEIGHTS
     members = NO_MEMBERS

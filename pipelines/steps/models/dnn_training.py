@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,34 @@ def train_dnn(
         tuple(report for run in runs for report in run.curve),
         tuple(run.best_epoch for run in runs),
     )
+
+
+def tune_dnn(
+    rows: TrainingRows | TrainingFiles,
+    vocabulary_sizes: Mapping[str, int],
+    config: DnnConfig,
+    weight_decays: Sequence[float],
+    progress: Callable[[EpochReport], None] = lambda _: None,
+    *,
+    checkpoint: Path | None = None,
+) -> TrainedDnn:
+    """Trains with each weight decay, keeps the networks that rank the VALIDATION rows best.
+
+    Args:
+        rows: As for `train_dnn`.
+        vocabulary_sizes: As there.
+        config: What each decay changes.
+        weight_decays: One is no tuning; the first of equals is kept.
+        progress: As there.
+        checkpoint: As there, of the training under way: a killed run repeats those that were done before.
+    """
+    tried = []
+    for decay in weight_decays:
+        own = replace(config, weight_decay=decay)
+        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=checkpoint)
+        logger.info("weight decay %g: validation %s %.4f", decay, config.metric, trained.best_metric)
+        tried.append(trained)
+    return max(tried, key=lambda trained: trained.best_metric)
 
 
 def _splits(rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, int]) -> tuple[Rows, Rows]:
