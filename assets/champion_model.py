@@ -330,6 +330,14 @@ def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str)
         )
 
 
+def _vocabulary_of(record: ModelRecord, models: ModelStore) -> str:
+    """The hash of a bundle's vocabulary; of one that cannot be read, as of a former format, why not."""
+    try:
+        return load_bundle(models.bundle(record)).vocabulary.hash
+    except BundleError as error:
+        return str(error)
+
+
 def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(
         name=f"{audience.name}_champion_model_checks",
@@ -369,7 +377,7 @@ def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefi
         yield from report(context, evaluate(key, CHALLENGER_CHECKS, evidence, subjects, decided))
         scores = pd.DataFrame(
             {
-                "bundle_vocabulary": [load_bundle(models.bundle(serving)).vocabulary.hash],
+                "bundle_vocabulary": [_vocabulary_of(serving, models)],
                 "rows_vocabulary": [serving.properties["vocabulary_hash"]],
             }
         )

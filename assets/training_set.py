@@ -89,7 +89,6 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     fields = audience_fields(project, audience)
     settings = token_settings(project.fields, project.signals_of(audience))
     table = TableDescription(table_columns(audience, fields))
-    token_columns = ["device_id", "day", *names_of(fields)]
     event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 
     @dg.asset(
@@ -117,7 +116,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
             event_settings(project.fields.events)
         )
         rows = build_rows(
-            tokens.frame(session, token_columns),
+            tokens.frame(session, ["device_id", "day", *vocabulary.columns]),
             events.frame(session, event_columns),
             audience,
             vocabulary,

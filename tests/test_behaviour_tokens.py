@@ -25,6 +25,7 @@ from pipelines.steps.features.behaviour_codes import (
     codes_of,
     in_words,
     parsed_token,
+    token_in_words,
 )
 from pipelines.steps.features.behaviour_tokens import collect_behaviour
 from pipelines.steps.features.behaviours import (
@@ -32,6 +33,7 @@ from pipelines.steps.features.behaviours import (
     Layout,
     device_behaviours,
     documented,
+    found_behaviour,
     signal_behaviours,
 )
 from pipelines.steps.features.token_fields import BehaviourField
@@ -105,6 +107,37 @@ def test_a_share_in_words() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("field", "token", "words"),
+    [
+        ("behaviour", "active_days_7d=4", "days with an event in the last 7 days: 4 to 5"),
+        ("apps_distinct", "distinct_apps_1d=3", "distinct raw values of apps on the as-of day: 3"),
+        ("revenue_amounts", "revenue_sum_all=0", "sum of revenue in all history: 0"),
+        (
+            "revenue_amounts",
+            "revenue_recency=none",
+            "days since the last day with a revenue other than 0: never",
+        ),
+        ("buys_past", "times_90d=1", "buys: events that satisfy the signal, in the last 90 days: 1"),
+        ("apps", "times_90d=1", "times_90d=1"),
+        ("behaviour", "mood=1", "mood=1"),
+        ("behaviour", "events_soon=1", "events_soon=1"),
+    ],
+)
+def test_a_token_in_words(field: str, token: str, words: str) -> None:
+    assert token_in_words(field, token) == words
+
+
+def test_every_behaviour_is_found_by_its_name() -> None:
+    layout = Layout(90, ("apps",), {"revenue": True})
+    for each in device_behaviours(layout):
+        assert found_behaviour(each.field, each.name) == each
+    for each in signal_behaviours(layout):
+        found = found_behaviour("buys_past", each.name)
+        assert found is not None
+        assert found.words == f"buys: {each.words}"
+
+
 def test_each_name_is_used_once() -> None:
     names = [
         b.name for b in device_behaviours(Layout(90, ("apps", "shops"), {"revenue": True, "time": False}))
@@ -118,9 +151,9 @@ def test_the_docs_hold_the_list() -> None:
 
 
 def test_a_group_that_is_none_is_refused_with_the_groups() -> None:
-    assert BehaviourSection(off=("hours",)).off == ("hours",)
+    assert BehaviourSection(without=("hours",)).without == ("hours",)
     with pytest.raises(ValidationError, match="one of activity, distinct, amounts, signals"):
-        BehaviourSection.model_validate({"off": ["hour"]})
+        BehaviourSection.model_validate({"without": ["hour"]})
 
 
 # --- on Spark -------------------------------------------------------------------------------------

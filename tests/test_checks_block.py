@@ -160,14 +160,18 @@ def scores_shifted(frame: DataFrame) -> DataFrame:
 
 
 class _GappedField(FieldVocabulary):
-    def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
-        right = super().encode(column)
+    def encode(
+        self, column: pa.Array | pa.ChunkedArray, weights: pa.Array | pa.ChunkedArray | None = None
+    ) -> Ragged:
+        right = super().encode(column, weights)
         return replace(right, values=right.values + (right.values > self.size // 2))
 
 
 class _FieldWithoutMissing(FieldVocabulary):
-    def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
-        right = super().encode(column)
+    def encode(
+        self, column: pa.Array | pa.ChunkedArray, weights: pa.Array | pa.ChunkedArray | None = None
+    ) -> Ragged:
+        right = super().encode(column, weights)
         return replace(right, values=right.values - 1)
 
 
@@ -177,7 +181,9 @@ def vocabulary_read(name: str, field_type: type[FieldVocabulary]) -> Fault:
     class CorruptingStore(ModelStore):
         def vocabulary(self, version: str | None = None) -> Vocabulary:
             right = super().vocabulary(version)
-            return Vocabulary(tuple(field_type(f.name, f.max_length, f.tokens) for f in right.fields))
+            return Vocabulary(
+                tuple(field_type(f.name, f.max_length, f.tokens, f.weighted) for f in right.fields)
+            )
 
     return Fault(name, lambda project: {"models": CorruptingStore(root=project.models.root)})
 

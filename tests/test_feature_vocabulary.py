@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.errors import BundleError, DataError
+from pipelines.steps.features.behaviour_codes import LABELS
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, Ragged
 from pipelines.steps.features.feature_vocabulary import (
     FieldVocabulary,
@@ -20,6 +21,7 @@ from pipelines.steps.features.feature_vocabulary import (
     fit_vocabulary,
     show_tokens,
 )
+from pipelines.steps.scoring.parity import encode_plainly
 from tests.conftest import Frame
 
 TOKENS = pa.list_(pa.string())
@@ -74,6 +76,19 @@ def test_a_code_that_the_vocabulary_lacks_is_read_as_the_nearest(token: str, kno
 @pytest.mark.parametrize("token", ["events_7d=none", "tenure=4", "events_7d=soon", "events_7d", None])
 def test_what_has_no_code_of_a_known_behaviour_is_unknown(token: str | None) -> None:
     assert to_lists(BEHAVED.encode(arrow_lists([[token]]))) == [[UNKNOWN_ID]]
+
+
+@given(
+    st.lists(st.sampled_from(LABELS), unique=True, max_size=6),
+    st.lists(st.one_of(st.none(), st.sampled_from(LABELS), st.text(max_size=3)), max_size=6),
+)
+def test_codes_are_read_as_the_parity_check_reads_them(known: list[str], labels: list[str | None]) -> None:
+    """It shares no code with the encoding that scores."""
+    vocabulary = Vocabulary((FieldVocabulary("cars_past", 9, tuple(f"days_7d={label}" for label in known)),))
+    tokens = [None if label is None else f"days_7d={label}" for label in labels]
+    table = pa.table({"cars_past": arrow_lists([tokens])})
+    fast, plain = vocabulary.encode(table), encode_plainly(table, vocabulary)
+    assert to_lists(fast["cars_past"]) == to_lists(plain["cars_past"])
 
 
 def test_a_field_whose_tokens_look_like_codes_has_none_but_its_own() -> None:

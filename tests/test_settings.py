@@ -13,6 +13,7 @@ from dagster._core.loader import LoadingContextForTest
 from pipelines.steps.config.project import load_project
 from pipelines.steps.config.settings import (
     DAILY_FORMAT,
+    TOKEN_FORMAT,
     daily_settings,
     event_settings,
     fields_of_settings,
@@ -72,20 +73,22 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
     }
     assert tokens.keys() - daily.keys() == {
         "window_days",
+        "format",
         "behaviour.format",
-        "behaviour.off",
+        "behaviour.without",
         *(key for measure in fields.measures for key in (measure.key, f"measures.{measure.name}.max")),
         *(signal.setting for signal in project.signals),
         *(f"fields.{field.name}.{key}" for field in fields.fields for key in ("normalizer", "max_length")),
     }
     assert fields_of_settings(tokens, ["apps"]) == {
         "window_days": 3,
+        "format": 2,
         "fields.apps.column": "app_package",
         "fields.apps.kind": "multi",
         "fields.apps.normalizer": "package",
         "fields.apps.max_length": 100,
     }
-    behaviour = {key: tokens[key] for key in ("window_days", "behaviour.format", "behaviour.off")}
+    behaviour = {key: tokens[key] for key in ("window_days", "behaviour.format", "behaviour.without")}
     assert fields_of_settings(tokens, ["behaviour"]) == behaviour
     assert fields_of_settings(tokens, ["apps_distinct"]) == behaviour | {
         "fields.apps.column": "app_package",
@@ -163,6 +166,12 @@ def test_rows_of_a_former_format_are_refused_with_the_backfill_that_mends_them()
     assert raised.value.what == f"daily_fields {DAY} was made by a former version of this program"
     assert raised.value.remedy.startswith("backfill ingestion_job over these days")
 
+    with pytest.raises(DataError) as raised:
+        require_settings("feature_tokens", {DAY: MADE_WITH}, {**TOKEN_FORMAT, **MADE_WITH}, by="a champion")
+
+    assert raised.value.what == f"feature_tokens {DAY} was made by a former version of this program"
+    assert raised.value.remedy == "backfill features_job over these days"
+
 
 def test_a_model_that_was_trained_otherwise_is_named() -> None:
     with pytest.raises(DataError) as raised:
@@ -217,7 +226,7 @@ OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set
             "signals:\n  opens: {event: {event_name: open}}\n",
             {"signals/opens", *OF_FIELDS},
         ),
-        ("fields", "window_days:", "behaviour: {off: [hours]}\nwindow_days:", OF_FIELDS),
+        ("fields", "window_days:", "behaviour: {without: [hours]}\nwindow_days:", OF_FIELDS),
         (
             "fields",
             "normalizer: package, min_devices: 2",

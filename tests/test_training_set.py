@@ -442,9 +442,12 @@ def test_files_that_do_not_say_whose_rows_they_hold_are_refused(tmp_path: Path) 
 
 # --- encoding and counting ------------------------------------------------------------------------
 
-VOCABULARY = Vocabulary((FieldVocabulary("apps", 2, ("a", "b")), FieldVocabulary("model", 1, ("pixel",))))
+VOCABULARY = Vocabulary(
+    (FieldVocabulary("apps", 2, ("a", "b"), weighted=True), FieldVocabulary("model", 1, ("pixel",)))
+)
 LABELLED = (
-    "device_id string, day date, label tinyint, split tinyint, model array<string>, apps array<string>, x int"
+    "device_id string, day date, label tinyint, split tinyint, model array<string>, apps array<string>, "
+    "apps_weights binary, x int"
 )
 
 
@@ -452,21 +455,22 @@ def test_rows_are_encoded_with_the_function_that_scoring_uses(frame: Frame) -> N
     labelled = frame(
         LABELLED,
         [
-            ("phone", DAY, 1, TRAIN, ["pixel"], ["b", "z", "a"], 1),
-            ("tablet", DAY, 0, TEST, [], [], 2),
-            ("watch", DAY, 0, VALIDATION, ["other"], ["a"], 3),
+            ("phone", DAY, 1, TRAIN, ["pixel"], ["b", "z", "a"], b"\x01\xff\x03", 1),
+            ("tablet", DAY, 0, TEST, [], [], b"", 2),
+            ("watch", DAY, 0, VALIDATION, ["other"], ["a"], b"\x80", 3),
         ],
     )
     encoded = encode_rows(labelled, VOCABULARY)
     assert encoded.schema.simpleString() == (
-        "struct<device_id:string,day:date,label:tinyint,split:tinyint,apps:array<int>,model:array<int>>"
+        "struct<device_id:string,day:date,label:tinyint,split:tinyint,apps:array<int>,model:array<int>,"
+        "apps_weights:binary>"
     )
     table = encoded.orderBy("device_id").toArrow()
     rows: list[dict[str, Any]] = table.to_pylist()
     assert [tuple(row.values()) for row in rows] == [
-        ("phone", DAY, 1, TRAIN, [3, 1], [2]),
-        ("tablet", DAY, 0, TEST, [0], [0]),
-        ("watch", DAY, 0, VALIDATION, [2], [1]),
+        ("phone", DAY, 1, TRAIN, [3, 1], [2], b"\x01\xff"),
+        ("tablet", DAY, 0, TEST, [0], [0], b"\x00"),
+        ("watch", DAY, 0, VALIDATION, [2], [1], b"\x80"),
     ]
     local = VOCABULARY.encode(labelled.orderBy("device_id").toArrow())
     for name, bags in local.items():

@@ -14,7 +14,14 @@ from pydantic import (
 )
 
 from pipelines.steps.config.behaviour import BehaviourSection
-from pipelines.steps.config.behaviour_names import AMOUNTS, BEHAVIOUR, DISTINCT, PAST, is_behaviour
+from pipelines.steps.config.behaviour_names import (
+    AMOUNTS,
+    BEHAVIOUR,
+    DISTINCT,
+    PAST,
+    is_behaviour,
+    weights_column,
+)
 from pipelines.steps.config.predicates import predicate_columns
 from pipelines.steps.config.problems import problem, shown_path
 from pipelines.steps.config.signals import SignalSpec
@@ -254,6 +261,20 @@ class FieldsConfig(Section):
                     f"take the {kind} out, or name the column you meant",
                     found=column,
                     at=key,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_leave_room_for_weights(self) -> Self:
+        """Beside the tokens of a field stands what they weigh."""
+        taken = {weights_column(field.name): field.name for field in self.fields}
+        for field in self.fields:
+            if field.name in taken:
+                raise problem(
+                    f"a name other than that of the column of weights of {taken[field.name]}",
+                    "rename the field",
+                    found=field.name,
+                    at=f"fields.{field.name}",
                 )
         return self
 

@@ -42,6 +42,8 @@ SHOWN = 4
 FORMAT = "format"
 DAILY_FORMAT = {FORMAT: 2}
 """Of the rows of `daily_fields`; 1 had the distinct values of a field alone, without their events."""
+TOKEN_FORMAT = {FORMAT: 2}
+"""Of the rows of `feature_tokens`; 1 had the tokens alone, without what they weigh."""
 
 
 def event_settings(source: EventSource) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def token_settings(config: FieldsConfig, signals: Sequence[Signal]) -> dict[str,
     """The keys that decide on the rows of `feature_tokens`, as far as they tell of these signals."""
     fields = {f"fields.{f.name}.{key}": getattr(f, key) for f in config.fields for key in OF_TOKENS}
     measures = {f"measures.{measure.name}.max": measure.max for measure in config.measures}
-    behaviour = {"behaviour.format": BEHAVIOUR_FORMAT, "behaviour.off": sorted(config.behaviour.off)}
+    behaviour = {"behaviour.format": BEHAVIOUR_FORMAT, "behaviour.without": sorted(config.behaviour.without)}
     pasts: dict[str, Any] = {}
     for signal in signals:
         pasts |= signal_settings(config.events, signal)
@@ -92,6 +94,7 @@ def token_settings(config: FieldsConfig, signals: Sequence[Signal]) -> dict[str,
         | measures
         | behaviour
         | {"window_days": config.window_days}
+        | TOKEN_FORMAT
     )
 
 
@@ -102,7 +105,7 @@ def fields_of_settings(settings: Mapping[str, Any], fields: Sequence[str]) -> di
         settings: Of `feature_tokens`.
         fields: Names of token fields, those of behaviour among them.
     """
-    prefixes, names = set(), {"window_days"}
+    prefixes, names = set(), {"window_days", FORMAT}
     for name in fields:
         if name.endswith(DISTINCT):
             own = f"fields.{name.removesuffix(DISTINCT)}."
@@ -181,12 +184,12 @@ def require_settings(
         what = f"{stale} was made before {file} said what it says now: `{place}`"
         remedy = f"{BACKFILLS.get(table, f'materialize {table} again')}; or set {file} back. "
         remedy += "A new project wants a DATA_DIR and DAGSTER_HOME of its own"
-        if key == FORMAT:
-            what = f"{stale} was made by a former version of this program"
-            remedy = BACKFILLS[table]
     else:
         what = f"{stale} was made with another `{key}` than {by} was trained with"
         remedy = "run features_job for the as-of days, then training_job: a model goes with its settings"
+    if key == FORMAT:
+        what = f"{stale} was made by a former version of this program"
+        remedy = BACKFILLS[table]
     raise DataError(
         what,
         found="nothing was said of it then" if before is missing else repr(before),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from pipelines.steps.config.behaviour_names import is_behaviour
+
 if TYPE_CHECKING:
     from pipelines.steps.features.behaviours import Behaviour
 
@@ -23,6 +25,8 @@ NONE = 0
 ZERO = len(EDGES) + 1
 """The code of 0; a greater number has no smaller code."""
 CODES = 2 * len(EDGES) + 2
+COUNTED = ("activity", "distinct", "signals")
+"""Groups whose numbers are whole."""
 NO_VALUE = "none"
 LABELS = (NO_VALUE, *(f"{-edge:g}" for edge in EDGES[::-1]), "0", *(f"{edge:g}" for edge in EDGES))
 """What a token says of each code: the edge nearest to 0."""
@@ -66,9 +70,18 @@ def parsed_token(token: str) -> tuple[str, int] | None:
     return None if not name or code is None else (name, code)
 
 
+def token_in_words(field: str, token: str) -> str:
+    """What a token says, for people; one that is no code of behaviour says it itself."""
+    from pipelines.steps.features.behaviours import found_behaviour  # what scores needs no words
+
+    parsed = parsed_token(token) if is_behaviour(field) else None
+    behaviour = found_behaviour(field, parsed[0]) if parsed else None
+    return in_words(behaviour, parsed[1]) if parsed and behaviour else token
+
+
 def in_words(behaviour: "Behaviour", code: int) -> str:
     """What a token says, for people: `days with an event in the last 7 days: 4 to 5`."""
-    return f"{behaviour.words}: {_range(code, whole=behaviour.unit in ('events', 'values'))}"
+    return f"{behaviour.words}: {_range(code, whole=behaviour.group in COUNTED)}"
 
 
 def _range(code: int, *, whole: bool) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.steps.config.behaviour import Group
-from pipelines.steps.config.behaviour_names import AMOUNTS, BEHAVIOUR, DISTINCT
+from pipelines.steps.config.behaviour_names import AMOUNTS, BEHAVIOUR, DISTINCT, PAST
 from pipelines.steps.config.fields import FieldsConfig
 
 WINDOWS = (1, 7, 30)
@@ -74,7 +74,7 @@ def layout_of(config: FieldsConfig) -> "Layout":
         config.window_days,
         tuple(field.name for field in config.fields if field.kind == "multi"),
         {measure.name: measure.max for measure in config.measures},
-        config.behaviour.off,
+        config.behaviour.without,
     )
 
 
@@ -161,11 +161,39 @@ def _names(pattern: Pattern, layout: Layout) -> list[dict[str, str]]:
 def _spans(pattern: Pattern, layout: Layout) -> list[tuple[str, str]]:
     if "{span}" not in pattern.name:
         return [("", "")]
-    spans = [
-        (f"{days}d", f"in the last {days} days" if days > 1 else "on the as-of day")
-        for days in layout.windows
-    ]
-    return [*spans, (ALL, "in all history")] if pattern.with_all_history else spans
+    spans = [f"{days}d" for days in layout.windows] + ([ALL] if pattern.with_all_history else [])
+    return [(span, _span_in_words(span) or span) for span in spans]
+
+
+def found_behaviour(field: str, name: str) -> Behaviour | None:
+    """The behaviour of a name in a field of tokens; None where it is none.
+
+    Whatever was computed when a model was trained is found, though fields.yaml may ask for it no more.
+    """
+    patterns = SIGNAL_PATTERNS if field.endswith(PAST) else DEVICE_PATTERNS
+    owner = {"field": field.removesuffix(DISTINCT), "measure": field.removesuffix(AMOUNTS)}
+    for pattern in patterns:
+        before, _, after = pattern.name.partition("{span}")
+        begin, end = before.format(**owner), after.format(**owner)
+        span = name[len(begin) : len(name) - len(end)]
+        if not name.startswith(begin) or not name.endswith(end):
+            continue
+        words = _span_in_words(span) if "{span}" in pattern.name else "" if not span else None
+        if words is not None:
+            told = pattern.formula.format(span=words, **owner)
+            if field.endswith(PAST):
+                told = f"{field.removesuffix(PAST)}: {told}"
+            return Behaviour(name, pattern.group, told, pattern.unit, field)
+    return None
+
+
+def _span_in_words(span: str) -> str | None:
+    if span == ALL:
+        return "in all history"
+    days = span.removesuffix("d")
+    if not days.isdecimal() or span == days:
+        return None
+    return f"in the last {days} days" if int(days) > 1 else "on the as-of day"
 
 
 def documented() -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import MISSING_ID, EncodedRows, Ragged
 
@@ -76,6 +77,8 @@ class TrainingRows:
 class TrainingFiles:
     """Parquet files of `label` (int8), `split` (int8) and one list<int32> column per field, read in groups.
 
+    Where a field's tokens weigh, a column of as many bytes (`weights_column`) is read with it.
+
     Args:
         paths: The files.
         fields: Field names, in field order.
@@ -97,9 +100,11 @@ class TrainingFiles:
         self.split = split
         self._fields = list(fields)
         self._groups: list[tuple[Path, int]] = []
+        with _open_parquet(paths[0]) as first:
+            self._weighted = {f for f in fields if weights_column(f) in first.schema_arrow.names}
         for path in paths:
             with _open_parquet(path) as file:
-                _check_schema(path, file.schema_arrow, fields, split)
+                _check_schema(path, file.schema_arrow, fields, self._weighted, split)
                 self._groups += [(path, group) for group in range(file.num_row_groups)]
 
     @property
@@ -177,12 +182,18 @@ class TrainingFiles:
 
     def _read(self, group: int, fields: Sequence[str]) -> TrainingRows:
         path, number = self._groups[group]
+        weights = {name: weights_column(name) for name in fields if name in self._weighted}
         with _open_parquet(path) as file:
-            table = file.read_row_group(number, columns=["label", self.split, *fields])
+            table = file.read_row_group(number, columns=["label", self.split, *fields, *weights.values()])
         return TrainingRows(
             _flat_column(path, table, "label").astype(np.float32),
             _flat_column(path, table, self.split).astype(np.int8),
-            {name: Ragged.from_arrow(table.column(name)) for name in fields},
+            {
+                name: Ragged.from_arrow(
+                    table.column(name), table.column(weights[name]) if name in weights else None
+                )
+                for name in fields
+            },
         )
 
 
@@ -320,8 +331,11 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         ) from error
 
 
-def _check_schema(path: Path, schema: pa.Schema, fields: Sequence[str], split: str) -> None:
+def _check_schema(
+    path: Path, schema: pa.Schema, fields: Sequence[str], weighted: Collection[str], split: str
+) -> None:
     expected = {"label": "int8", split: "int8"} | dict.fromkeys(fields, "list<int32>")
+    expected |= {weights_column(name): "binary" for name in fields if name in weighted}
     found = {name: _type_name(schema.field(name).type) for name in expected if name in schema.names}
     if found != expected:
         raise DataError(

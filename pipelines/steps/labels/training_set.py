@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, IntegerType, StructType
+from pyspark.sql.types import ArrayType, BinaryType, IntegerType, StructType
 
 from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.behaviour_names import is_behaviour, weights_column
 from pipelines.steps.config.label_values import conversion_predicate, label_columns
 from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
@@ -79,7 +80,7 @@ def build_rows(
         out_of_time: The newest as-of day, where a rehearsal of the training is measured on it.
 
     Returns:
-        `device_id`, `day`, `label`, `split`, `split_in_time` and one array<int> per field.
+        What `encode_rows` does.
     """
     training = audience.training
     split = split_devices(
@@ -109,6 +110,12 @@ def table_columns(audience: Audience, fields: Sequence[TokenField]) -> dict[str,
             field.min_devices,
         )
 
+    def weights(field: TokenField) -> TableColumn:
+        name = weights_column(field.name)
+        return TableColumn(
+            "binary", f"A byte for each id of `{field.name}`: what it weighs.", {"feature_tokens": [name]}
+        )
+
     return {
         "device_id": device_id("feature_tokens"),
         "day": TableColumn("date", "The as-of day.", {"feature_tokens": ["day"]}, everything),
@@ -132,6 +139,7 @@ def table_columns(audience: Audience, fields: Sequence[TokenField]) -> dict[str,
             everything,
         ),
         **{field.name: ids(field) for field in fields},
+        **{weights_column(field.name): weights(field) for field in fields if not is_behaviour(field.name)},
         "audience": audience_name(),
     }
 
@@ -222,25 +230,31 @@ def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
     """Replaces each field's tokens by ids, with the function that scoring uses too.
 
     Args:
-        labelled: `device_id`, `day`, `label`, the splits and the fields' tokens.
+        labelled: `device_id`, `day`, `label`, the splits, the fields' tokens and what they weigh.
         vocabulary: Its fields are the ones kept.
 
     Returns:
-        `device_id`, `day`, `label`, the splits and one array<int> per field, never empty.
+        `device_id`, `day`, `label`, the splits, one array<int> per field, never empty, and for each field
+        whose tokens weigh a column of as many bytes.
     """
     kept = [name for name in ("device_id", "day", "label", SPLIT, IN_TIME) if name in labelled.columns]
     fields = [field.name for field in vocabulary.fields]
+    weighted = [field.name for field in vocabulary.fields if field.weighted]
+    names = [*kept, *fields, *map(weights_column, weighted)]
 
     def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             bags = vocabulary.encode(batch)
             columns = [batch.column(name) for name in kept] + [bags[name].to_arrow() for name in fields]
-            yield pa.RecordBatch.from_arrays(columns, names=[*kept, *fields])
+            columns += [bags[name].codes_to_arrow() for name in weighted]
+            yield pa.RecordBatch.from_arrays(columns, names=names)
 
-    narrow = labelled.select(*kept, *fields)
+    narrow = labelled.select(*kept, *vocabulary.columns)
     schema = StructType([f for f in narrow.schema.fields if f.name in kept])
     for name in fields:
         schema = schema.add(name, ArrayType(IntegerType()))
+    for name in weighted:
+        schema = schema.add(weights_column(name), BinaryType())
     return narrow.mapInArrow(encode, schema)
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import count_matrix
+from pipelines.steps.features.token_weights import EVENTS
 from pipelines.steps.labels.training_rows import (
     TRAIN,
     VALIDATION,
@@ -44,9 +45,13 @@ class LogisticNet(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, bags: Bags) -> Tensor:
-        """Logits [B] of `to_tensors`' ids [N] and offsets [F·B + 1]."""
-        ids, offsets = bags
-        sums = functional.embedding_bag(ids, self.weights, offsets, mode="sum", include_last_offset=True)
+        """Logits [B] of `to_tensors`' ids [N], offsets [F·B + 1] and codes [N]."""
+        ids, offsets, codes = bags
+        # what `count_matrix` enters
+        entries = None if codes is None else ((codes & (len(EVENTS) - 1)) + 1).to(self.weights.dtype)
+        sums = functional.embedding_bag(
+            ids, self.weights, offsets, mode="sum", include_last_offset=True, per_sample_weights=entries
+        )
         return sums.view(self.fields, -1).sum(dim=0) + self.bias
 
 

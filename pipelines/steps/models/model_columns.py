@@ -1,8 +1,8 @@
 """Columns that models of a matrix read: a column per id, or what makes more of the codes of behaviour.
 
 Trees split a code best as one number per behaviour; a weight per code wants columns that add up. Measured on
-three audiences of two event logs, inside the days trained on: trees gained .04 average precision over a column
-per code by the one, logistic regression .02 to .04 by the other.
+three audiences of two event logs, inside the days trained on: trees gained .04 average precision over one
+column a code by the one, logistic regression .02 to .04 by the other.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -108,7 +108,8 @@ def make_card(
             ["devices with", "devices", "rate of positives", "mean probability", "AUC"],
         ),
         "## Tokens",
-        "By how much the logit of a device falls, on average, where the token is left out.",
+        "By how much the logit of a device falls, on average, where the token is left out; or, of a number "
+        "of behaviour, where it is what is commonest otherwise.",
         *_tokens(report),
     ]
     return Card("\n\n".join(parts) + "\n", draw(report))

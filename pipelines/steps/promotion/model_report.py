@@ -12,8 +12,17 @@ import numpy as np
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
-from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, EncodedRows, Ragged
-from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.config.behaviour_names import is_behaviour
+from pipelines.steps.features.behaviour_codes import token_in_words
+from pipelines.steps.features.encoded_rows import (
+    MISSING_ID,
+    RESERVED_IDS,
+    UNKNOWN_ID,
+    EncodedRows,
+    Ragged,
+)
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.bundle import Scorer
 
 DECILES = 10
@@ -180,7 +189,11 @@ def _slices(rows: EncodedRows, vocabulary: Vocabulary) -> Iterator[tuple[str, np
         for token_id in _most_frequent(bag, SLICES_OF_A_FIELD):
             yield f"{field.name} = {field.tokens[token_id - RESERVED_IDS]}", np.flatnonzero(first == token_id)
     activity = sum(
-        (rows[field.name].count(rows[field.name].values >= RESERVED_IDS) for field in vocabulary.fields),
+        (
+            rows[field.name].count(rows[field.name].values >= RESERVED_IDS)
+            for field in vocabulary.fields
+            if not is_behaviour(field.name)
+        ),
         start=np.zeros(1),
     )
     borders = np.unique(np.quantile(activity, [0, 0.25, 0.5, 0.75, 1], method="lower"))
@@ -203,9 +216,10 @@ class TokenEffect:
     """The effect of a token on the rows that hold it.
 
     Attributes:
-        token: The token.
+        token: The token, in words where it is a code of behaviour.
         rows: Rows that hold it.
         effect: Mean of the logit with it less the logit without it: positive where it makes rows likelier.
+            Of a code of behaviour, less the logit with the commonest other code of the same behaviour.
     """
 
     token: str
@@ -215,6 +229,8 @@ class TokenEffect:
 
 def token_effects(scorer: Scorer, rows: EncodedRows) -> dict[str, list[TokenEffect]]:
     """Field → effects of its most frequent tokens, strongest first: each is left out, the rows scored again.
+
+    A code of behaviour is exchanged for another one: there is no device that it says nothing of.
 
     Args:
         scorer: Any.
@@ -226,9 +242,9 @@ def token_effects(scorer: Scorer, rows: EncodedRows) -> dict[str, list[TokenEffe
         holders = {token_id: _rows_with(bag, token_id) for token_id in _most_frequent(bag, TOKENS_OF_A_FIELD)}
         effects = [
             TokenEffect(
-                field.tokens[token_id - RESERVED_IDS],
+                token_in_words(field.name, field.tokens[token_id - RESERVED_IDS]),
                 len(places),
-                _effect(scorer, rows, field.name, token_id, places[:ROWS_OF_A_TOKEN]),
+                _effect(scorer, rows, field, token_id, places[:ROWS_OF_A_TOKEN]),
             )
             for token_id, places in holders.items()
         ]
@@ -236,10 +252,32 @@ def token_effects(scorer: Scorer, rows: EncodedRows) -> dict[str, list[TokenEffe
     return found
 
 
-def _effect(scorer: Scorer, rows: EncodedRows, field: str, token_id: int, places: np.ndarray) -> float:
+def _effect(
+    scorer: Scorer, rows: EncodedRows, field: FieldVocabulary, token_id: int, places: np.ndarray
+) -> float:
     given = {name: bag.take(places) for name, bag in rows.items()}
-    without = given | {field: _without(given[field], token_id)}
+    if is_behaviour(field.name):
+        other = _commonest_other(rows[field.name], field, token_id)
+        own = given[field.name]
+        changed = Ragged(
+            np.where(own.values == token_id, np.int32(other), own.values), own.offsets, own.codes
+        )
+    else:
+        changed = _without(given[field.name], token_id)
+    without = given | {field.name: changed}
     return float(np.mean(_logits(scorer.score(given)) - _logits(scorer.score(without))))
+
+
+def _commonest_other(bag: Ragged, field: FieldVocabulary, token_id: int) -> int:
+    """The id of the commonest other code of the same behaviour; the unknown one where there is none."""
+    name = field.tokens[token_id - RESERVED_IDS].rpartition("=")[0]
+    frequency = np.bincount(bag.values, minlength=field.size)
+    others = [
+        place
+        for place, token in enumerate(field.tokens, start=RESERVED_IDS)
+        if place != token_id and token.rpartition("=")[0] == name
+    ]
+    return max(others, key=lambda place: int(frequency[place]), default=UNKNOWN_ID)
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
@@ -252,8 +290,11 @@ def _rows_with(bag: Ragged, token_id: int) -> np.ndarray:
 
 def _without(bag: Ragged, token_id: int) -> Ragged:
     """The bags less a token; one that held nothing else is missing then."""
-    kept = [ids[ids != token_id] for ids in np.split(bag.values, bag.offsets[1:-1])]
-    return Ragged.from_lists([ids if len(ids) else [MISSING_ID] for ids in kept])
+    others = bag.filter(bag.values != token_id)
+    empty = others.offsets[:-1][others.lengths == 0]
+    codes = None if others.codes is None else np.insert(others.codes, empty, PLAIN)
+    ids = np.insert(others.values, empty, MISSING_ID)
+    return Ragged.of_lengths(ids, np.maximum(others.lengths, 1), codes)
 
 
 @dataclass(frozen=True)
