@@ -337,7 +337,8 @@ DEVICES = 40
 def in_time(frame: Frame) -> dict[date, dict[str, tuple[int, int]]]:
     """Three as-of days of 40 devices: day → device → its split, and its row's in the rehearsal."""
     devices = [f"d{number}" for number in range(DEVICES)]
-    tokens = [(device, day, ["a"], []) for device in devices for day in (OLD, OVERLAPPING, DAY)]
+    none: list[str] = []
+    tokens = [(device, day, ["a"], none) for device in devices for day in (OLD, OVERLAPPING, DAY)]
     features = frame("device_id string, day date, apps array<string>, model array<string>", tokens)
     events = frame(EVENTS, [("d0", MIDNIGHT, "purchase")])
     rows = build_rows(features, events, audience(None), VOCABULARY, out_of_time=DAY).toArrow()
