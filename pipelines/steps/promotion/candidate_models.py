@@ -65,9 +65,9 @@ class Scores:
     @classmethod
     def of(cls, scorer: Scorer, rows: TrainingRows) -> "Scores":
         """What a model gives the rows of these splits."""
-        later = rows.subset(OUT_OF_TIME)
-        found = [scorer.score(rows.subset(split).bags) for split in (VALIDATION, TEST)]
-        return cls(*found, scorer.score(later.bags)) if later.rows else cls(*found)
+        validation, test, later = (rows.subset(split) for split in (VALIDATION, TEST, OUT_OF_TIME))
+        out_of_time = scorer.score(later.bags) if later.rows else np.empty(0, dtype=np.float32)
+        return cls(scorer.score(validation.bags), scorer.score(test.bags), out_of_time)
 
 
 @dataclass(frozen=True)
