@@ -401,8 +401,8 @@ def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
         # names
         ("  apps:", "  Apps:", "fields.Apps", "Apps", "lower_snake", "rename the field"),
         ("  apps:", "  day:", "fields.day", "day", "none of", "rename the field"),
-        ("  apps:", "  device_model_weights:", "fields.device_model_weights", "device_model_weights",
-         "a name other than that of the column of weights of device_model", "rename the field"),
+        ("  apps:", "  model_weights:", "fields.model_weights", "model_weights",
+         "a name other than that of the column of weights of model", "rename the field"),
         ("label:", "name: Car-Buyers\nlabel:", "name", "'Car-Buyers'", "lower_snake", "`car_buyers`"),
         ("known_model:", "Known Model:",
          "events.filters.Known Model", "'Known Model'", "lower_snake", "`known_model`"),
