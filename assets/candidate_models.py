@@ -317,7 +317,9 @@ def _train(
     rows = data.files.read([VALIDATION, TEST] if elsewhere else [TRAIN, VALIDATION, TEST])
     trained = train(data.files if elsewhere else rows, data.vocabulary.sizes)
     kept = data.partition.properties["negatives_kept"]
-    candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+    candidate = measure_candidate(
+        trained, data.vocabulary, rows, negatives_kept=kept, devices=data.files.devices(VALIDATION)
+    )
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
     scorer, metrics = models.load(audience.name, model, record.version), {model: candidate.measured.test}
     card = keep_card(record, scorer, audience, rows.subset(TEST), candidate.scores.test, models, metrics)

@@ -181,6 +181,7 @@ def _score_candidates(
         data.vocabulary,
         rows,
         scores=blend_scores({name: each.scores for name, each in scored.items()}),
+        devices=data.files.devices(VALIDATION),
     )
     record = keep_model(BLEND, blend, validation.labels, audience, data, models)
     scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)

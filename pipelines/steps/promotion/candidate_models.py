@@ -13,7 +13,8 @@ from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
 from pipelines.steps.models.blend_model import BlendedModel, mean_in_logits
 from pipelines.steps.models.bundle import TrainedModel, write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.calibration import Calibration, correct_for_sampling, fit_calibration
+from pipelines.steps.models.calibration import Calibration, correct_for_sampling
+from pipelines.steps.models.calibration_fit import fit_calibration
 from pipelines.steps.models.metrics import Metrics, Threshold, compute_metrics, threshold_for_precision
 
 CODE_VERSION = "3"
@@ -75,6 +76,7 @@ def measure_candidate(
     *,
     negatives_kept: float = 1.0,
     scores: Scores | None = None,
+    devices: np.ndarray | None = None,
 ) -> Candidate:
     """Calibrates a model on the VALIDATION rows and measures it, by the probabilities that its bundle gives.
 
@@ -84,11 +86,13 @@ def measure_candidate(
         rows: VALIDATION and TEST, and maybe others.
         negatives_kept: Share of the TRAIN rows' negatives that the model was trained on.
         scores: What it gives before it is calibrated, where that is known.
+        devices: [VALIDATION rows], whose row it is; None: each is of a device of its own.
     """
     validation, test = rows.subset(VALIDATION), rows.subset(TEST)
     plain = scores or _score_plain(trained, vocabulary, validation, test)
     corrected = correct_for_sampling(plain.validation, negatives_kept)
-    calibration = fit_calibration(validation.labels, corrected).after_sampling(negatives_kept)
+    calibration = fit_calibration(validation.labels, corrected, devices)
+    calibration = calibration.after_sampling(negatives_kept)
     calibrated = Scores(calibration.apply(plain.validation), calibration.apply(plain.test))
     measured = Measured(
         compute_metrics(validation.labels, calibrated.validation),
