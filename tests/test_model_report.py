@@ -146,6 +146,10 @@ def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np
         "not reached",
         "nokia",
         "¦",
+        "## Promised and happened",
+        f"All {ROWS:,} devices: ",
+        "| top 1%    | 20        |",
+        "| sure      |",
     ]:
         assert text in card.markdown
     [image] = re.findall(r"\(data:image/png;base64,([^)]*)\)", card.inline())

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from pipelines.steps.models.metrics import Difference, Metrics, comparison_table
 from pipelines.steps.promotion.champion_model import SEEN_BY_FORMER, Promotion
 from pipelines.steps.promotion.model_report import Report
+from pipelines.steps.promotion.promises import measure_promises, top_segments
 
 CARD_FILE = "card.md"
 PLOTS_FILE = "plots.png"
@@ -81,6 +82,7 @@ def make_card(
         ]
     if report.delivered:
         parts += ["## Segments by precision", _delivered(report)]
+    parts += ["## Promised and happened", _promised(report)]
     parts += [
         "## Lift by tenth of the devices",
         _table(
@@ -169,6 +171,16 @@ def _delivered(report: Report) -> str:
         else:
             lines.append([segment, f"{found.threshold:.4f}", found.precision, found.recall, found.size])
     return _table(lines, ["segment", "cut", "precision", "recall", "share of devices"])
+
+
+def _promised(report: Report) -> str:
+    cuts = {
+        name: report.probabilities >= np.float32(found.threshold)
+        for name, found in report.delivered.items()
+        if found
+    }
+    segments = {**top_segments(report.probabilities), **cuts}
+    return measure_promises(report.labels, report.probabilities, segments).to_markdown()
 
 
 def _tokens(report: Report) -> list[str]:
