@@ -3,9 +3,10 @@
 What does not belong here: which of them serves (`champion_model`).
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,17 +16,27 @@ import pandas as pd
 from pydantic import Field
 
 from assets.descriptions import HOLDS_NO_IDS, page
+from assets.training_data import TrainingData, read_training_data
 from pipelines.steps.config.audience import Audience, Training
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.config.settings import code_version
+from pipelines.steps.errors import TrainingError, abridged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles, TrainingRows
+from pipelines.steps.labels.training_rows import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingFiles,
+    TrainingRows,
+)
 from pipelines.steps.models.bundle import Scorer, TrainedModel
 from pipelines.steps.models.dnn_config import DnnConfig
-from pipelines.steps.models.metrics import Difference, Metrics, Threshold
+from pipelines.steps.models.metrics import Difference, Threshold
+from pipelines.steps.progress import working
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
     Candidate,
+    Measured,
     find_thresholds,
     measure_candidate,
     write_candidate,
@@ -33,34 +44,18 @@ from pipelines.steps.promotion.candidate_models import (
 from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
 from pipelines.steps.promotion.model_report import report_model
+from pipelines.steps.promotion.rehearsal import MEASURED, REHEARSAL_FILE, Rehearsal, rehearsal_of
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
-from resources.snapshots import Partition
 from resources.spark import Spark
 from resources.step_body import step_body
 
 if TYPE_CHECKING:
     from pipelines.steps.models.dnn_model import TrainedDnn
 
-Rows = TrainingRows | TrainingFiles
 M = TypeVar("M", bound=TrainedModel)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """One version of an audience's training set, whatever is published meanwhile.
-
-    Attributes:
-        partition: Its version, number of rows and properties, as they were read.
-        files: Its rows.
-        vocabulary: They were encoded with it.
-    """
-
-    partition: Partition
-    files: TrainingFiles
-    vocabulary: Vocabulary
 
 
 CANDIDATE_CHECKS = [
@@ -133,6 +128,11 @@ class XGBoostTraining(dg.Config):
     )
 
 
+logger = logging.getLogger(__name__)
+DAYS_SHOWN = 8
+"""As-of days that a card names."""
+
+
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
     of_user = training.model_dump(include={"seed", "max_epochs", "patience"})
@@ -166,31 +166,36 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         data, settings = read_training_data(audience, lake, models), config.settings(training)
         streamed = data.partition.rows > config.stream_above
 
-        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedDnn:
-            if config.processes > 1:
-                return _train_in_processes(context, spark, data, settings, config.processes, streamed)
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedDnn:
+            if config.processes > 1:  # each reads its rows itself
+                return _train_in_processes(
+                    context, spark, files, vocabulary, settings, config.processes, streamed
+                )
             return train_dnn(
-                rows,
-                sizes,
+                files if streamed else _to_learn_from(files),
+                vocabulary.sizes,
                 settings,
-                checkpoint=models.checkpoint(audience.name, "dnn"),
+                checkpoint=models.checkpoint(
+                    audience.name, "dnn" if files is data.files else "dnn_rehearsal"
+                ),
             )
 
-        # In several processes, each reads its rows itself.
-        elsewhere = streamed or config.processes > 1
-        return _train("dnn", audience, data, models, train, _show_curves, elsewhere=elsewhere)
+        return _train("dnn", audience, data, models, train, _show_curves)
 
     @candidate_asset("xgboost", {"xgboost"}, of_user)
     @step_body
     def xgboost_model(config: XGBoostTraining, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
+        from pipelines.steps.models.model_columns import ordinal_columns
         from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 
         settings = XGBoostConfig(seed=training.seed)
 
-        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            rows = _in_memory(rows)
-            return tune_xgboost(rows, sizes, settings, trials=config.trials)
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
+            columns = ordinal_columns(vocabulary.fields)
+            return tune_xgboost(
+                _to_learn_from(files), vocabulary.sizes, settings, trials=config.trials, columns=columns
+            )
 
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
 
@@ -201,10 +206,11 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
         from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+        from pipelines.steps.models.model_columns import cumulative_columns
 
-        def train(rows: Rows, sizes: Mapping[str, int]) -> TrainedModel:
-            rows = _in_memory(rows)
-            return train_logistic(rows, sizes, LogisticConfig())
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
+            columns = cumulative_columns(vocabulary.fields)
+            return train_logistic(_to_learn_from(files), vocabulary.sizes, LogisticConfig(), columns)
 
         return _train("logistic", audience, read_training_data(audience, lake, models), models, train)
 
@@ -214,15 +220,6 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         logistic_model,
         *[_candidate_checks(audience, name) for name in CANDIDATES],
     ]
-
-
-def read_training_data(audience: Audience, lake: Lake, models: ModelStore) -> TrainingData:
-    """Looks once at which training set there is, so that rows, version and properties belong together."""
-    snapshot = lake.snapshot("training_set", [audience.name])
-    [partition] = snapshot.partitions
-    vocabulary = models.vocabulary(partition.properties["vocabulary_hash"])
-    files = TrainingFiles(snapshot.files(), list(vocabulary.sizes))
-    return TrainingData(partition, files, vocabulary)
 
 
 def keep_model(
@@ -266,9 +263,10 @@ def keep_card(
     test: TrainingRows,
     probabilities: np.ndarray,
     models: ModelStore,
-    metrics: Mapping[str, Metrics],
+    measured: Mapping[str, Measured],
     differences: Mapping[str, Difference] | None = None,
     promotion: Promotion | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> Card:
     """Looks at a model on the test rows, and keeps what was found beside its bundle."""
     properties = record.properties
@@ -276,15 +274,18 @@ def keep_card(
         "version": record.version,
         "engine": scorer.manifest.engine,
         "training set": properties["training_set"],
-        "as-of days": ", ".join(properties["as_of_days"]),
+        "as-of days": abridged(properties["as_of_days"], DAYS_SHOWN),
         "horizon": f"{audience.horizon_days} days",
         "negatives kept in training": properties["negatives_kept"],
         "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
     }
     report = report_model(scorer, test.labels, probabilities, test.bags, properties["thresholds"])
+    if rehearsal:
+        report = replace(report, later=rehearsal.later)
     title = f"{audience.name}: {properties.get('model', record.model)}"
-    card = make_card(title, facts, report, metrics, differences, promotion)
-    models.save_card(record, card.files())
+    card = make_card(title, facts, report, measured, differences, promotion)
+    kept = {REHEARSAL_FILE: rehearsal.to_bytes()} if rehearsal else {}
+    models.save_card(record, {**kept, **card.files()})
     return card
 
 
@@ -298,10 +299,8 @@ def _train(
     audience: Audience,
     data: TrainingData,
     models: ModelStore,
-    train: Callable[[Rows, Mapping[str, int]], M],
+    train: Callable[[TrainingFiles, Vocabulary], M],
     show: Callable[[M], Mapping[str, Any]] = lambda _: {},
-    *,
-    elsewhere: bool = False,
 ) -> dg.MaterializeResult[None]:
     """Trains, keeps and describes a candidate. It never sees the promotion rows.
 
@@ -310,19 +309,29 @@ def _train(
         audience: What it is of.
         data: The training set.
         models: Where it goes.
-        train: Rows and vocabulary sizes → the model.
+        train: Training set and vocabulary → the model.
         show: What else to say of it, as metadata.
-        elsewhere: Whether the TRAIN rows stay in their files, for `train` to read.
     """
-    rows = data.files.read([VALIDATION, TEST] if elsewhere else [TRAIN, VALIDATION, TEST])
-    trained = train(data.files if elsewhere else rows, data.vocabulary.sizes)
-    kept = data.partition.properties["negatives_kept"]
+    trained = train(data.files, data.vocabulary)
+    kept, rows = data.partition.properties["negatives_kept"], data.files.read([VALIDATION, TEST])
     candidate = measure_candidate(
         trained, data.vocabulary, rows, negatives_kept=kept, devices=data.files.devices(VALIDATION)
     )
+    rehearsal = _rehearse(audience, data, train)
+    if rehearsal:
+        candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
-    scorer, metrics = models.load(audience.name, model, record.version), {model: candidate.measured.test}
-    card = keep_card(record, scorer, audience, rows.subset(TEST), candidate.scores.test, models, metrics)
+    scorer, measured = models.load(audience.name, model, record.version), {model: candidate.measured}
+    card = keep_card(
+        record,
+        scorer,
+        audience,
+        rows.subset(TEST),
+        candidate.scores.test,
+        models,
+        measured,
+        rehearsal=rehearsal,
+    )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(record.version),
         metadata={
@@ -344,7 +353,8 @@ def _train(
 def _train_in_processes(
     context: dg.AssetExecutionContext,
     spark: Spark,
-    data: TrainingData,
+    files: TrainingFiles,
+    vocabulary: Vocabulary,
     settings: DnnConfig,
     processes: int,
     streamed: bool,
@@ -354,8 +364,8 @@ def _train_in_processes(
     # The distributor asks for the session that is active: this starts it.
     context.log.info("%d processes train, started by Spark %s", processes, spark.session.version)
     return train_dnn_distributed(
-        data.files.paths,
-        data.vocabulary.sizes,
+        files,
+        vocabulary.sizes,
         settings,
         processes=processes,
         local=spark.is_local,
@@ -368,8 +378,26 @@ def _show_curves(trained: "TrainedDnn") -> Mapping[str, Any]:
     return {"curves": dg.MetadataValue.md(inline_image(draw_curves(curves))), "epochs": curves}
 
 
-def _in_memory(rows: Rows) -> TrainingRows:
-    return rows if isinstance(rows, TrainingRows) else rows.read([TRAIN, VALIDATION, TEST])
+def _rehearse(
+    audience: Audience, data: TrainingData, train: Callable[[TrainingFiles, Vocabulary], TrainedModel]
+) -> Rehearsal | None:
+    """The same training on the earlier as-of days alone; None where there is no newest day kept for it."""
+    if not data.out_of_time_day:
+        return None
+    try:
+        with working(f"rehearsing the training as of {data.out_of_time_day}, on earlier days alone"):
+            trained, rows = train(data.earlier, data.vocabulary), data.earlier.read(MEASURED)
+            kept = data.partition.properties["negatives_kept"]
+            owners = data.earlier.devices(VALIDATION)
+            candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept, devices=owners)
+    except TrainingError as error:  # too few conversions on the earlier days
+        logger.warning("there is no rehearsal: %s", error)
+        return None
+    return rehearsal_of(candidate, rows, data.out_of_time_day, audience.segments)
+
+
+def _to_learn_from(files: TrainingFiles) -> TrainingRows:
+    return files.read([TRAIN, VALIDATION])
 
 
 def _candidate_checks(audience: Audience, name: str) -> dg.AssetChecksDefinition:

@@ -7,8 +7,9 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from assets.candidate_models import TrainingData, cuts_of, keep_card, keep_model, read_training_data
+from assets.candidate_models import cuts_of, keep_card, keep_model
 from assets.descriptions import HOLDS_NO_IDS, page
+from assets.training_data import TrainingData, read_training_data
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import BundleError, TrainingError
@@ -40,6 +41,7 @@ from pipelines.steps.promotion.champion_model import (
     decide_promotion,
 )
 from pipelines.steps.promotion.model_card import Card
+from pipelines.steps.promotion.rehearsal import MEASURED, REHEARSAL_FILE, Rehearsal, read_scores, rehearsal_of
 from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import CHALLENGER, CHAMPION, ModelRecord
@@ -143,7 +145,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             seed=seed,
         )
         challenger = _record(choice, scored, thresholds, promotion, audience, models)
-        card = _keep_cards(challenger, choice.name, scored, rows.subset(TEST), promotion, audience, models)
+        card = _keep_cards(
+            challenger, choice.name, scored, rows.subset(TEST), promotion, audience, data, models
+        )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(challenger.version),
             metadata={
@@ -169,12 +173,10 @@ def _score_candidates(
     """
     candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
     _require_same_rows(candidates, data.partition.version)
-    validation, test = rows.subset(VALIDATION), rows.subset(TEST)
     scored = {}
     for name, record in candidates.items():
         scorer = models.load(audience.name, name, record.version)
-        scores = Scores(scorer.score(validation.bags), scorer.score(test.bags))
-        scored[name] = Scored(record, scorer, scores)
+        scored[name] = Scored(record, scorer, Scores.of(scorer, rows))
     # Its members are corrected for negatives left out already.
     blend = measure_candidate(
         blend_of({name: models.bundle(record) for name, record in candidates.items()}),
@@ -183,7 +185,7 @@ def _score_candidates(
         scores=blend_scores({name: each.scores for name, each in scored.items()}),
         devices=data.files.devices(VALIDATION),
     )
-    record = keep_model(BLEND, blend, validation.labels, audience, data, models)
+    record = keep_model(BLEND, blend, rows.subset(VALIDATION).labels, audience, data, models)
     scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)
     return scored
 
@@ -218,14 +220,18 @@ def _keep_cards(
     test: TrainingRows,
     promotion: Promotion,
     audience: Audience,
+    data: TrainingData,
     models: ModelStore,
 ) -> Card:
     """Keeps the blend's card, as each candidate has one, and the challenger's, which is handed out."""
-    metrics = {n: Measured.from_dict(each.record.properties["metrics"]).test for n, each in scored.items()}
+    measured = {n: Measured.from_dict(each.record.properties["metrics"]) for n, each in scored.items()}
     if chosen != BLEND:
         own = scored[BLEND]
-        keep_card(own.record, own.scorer, audience, test, own.scores.test, models, {BLEND: metrics[BLEND]})
+        keep_card(own.record, own.scorer, audience, test, own.scores.test, models, {BLEND: measured[BLEND]})
     own, seed = scored[chosen], audience.training.seed
+    rehearsal = _rehearsal(chosen, scored, audience, data, models)
+    if rehearsal:
+        measured[chosen] = replace(measured[chosen], out_of_time=rehearsal.metrics)
     differences = {
         name: compare_auc(test.labels, own.scores.test, each.scores.test, seed=seed)
         for name, each in scored.items()
@@ -238,10 +244,27 @@ def _keep_cards(
         test,
         own.scores.test,
         models,
-        {chosen: metrics[chosen], **metrics},
+        {chosen: measured[chosen], **measured},
         differences,
         promotion,
+        rehearsal,
     )
+
+
+def _rehearsal(
+    chosen: str, scored: Mapping[str, Scored], audience: Audience, data: TrainingData, models: ModelStore
+) -> Rehearsal | None:
+    """The rehearsal of what was chosen: a candidate's own, or the blend of its members'."""
+    members = {name: scored[name].record for name in (CANDIDATES if chosen == BLEND else [chosen])}
+    files = {name: models.card(record) / REHEARSAL_FILE for name, record in members.items()}
+    if not data.out_of_time_day or not all(file.exists() for file in files.values()):
+        return None
+    found = {name: read_scores(file.read_bytes()) for name, file in files.items()}
+    rows = data.earlier.read(MEASURED)
+    blend = blend_of({name: models.bundle(record) for name, record in members.items()})
+    owners = data.earlier.devices(VALIDATION)
+    candidate = measure_candidate(blend, data.vocabulary, rows, scores=blend_scores(found), devices=owners)
+    return rehearsal_of(candidate, rows, data.out_of_time_day, audience.segments)
 
 
 def _former(
@@ -282,6 +305,7 @@ def _described(
         "blend above the best candidate (validation AUC)": f"{choice.blend_gain} over {choice.best_single}",
         "validation_auc": metrics.validation.auc,
         "test_auc": metrics.test.auc,
+        **({"out_of_time_auc": metrics.out_of_time.auc} if metrics.out_of_time else {}),
     }
 
 
@@ -306,6 +330,14 @@ def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str)
             expected=training_set,
             remedy="run the training job, which trains all of them",
         )
+
+
+def _vocabulary_of(record: ModelRecord, models: ModelStore) -> str:
+    """The hash of a bundle's vocabulary; of one that cannot be read, as of a former format, why not."""
+    try:
+        return load_bundle(models.bundle(record)).vocabulary.hash
+    except BundleError as error:
+        return str(error)
 
 
 def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefinition:
@@ -347,7 +379,7 @@ def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefi
         yield from report(context, evaluate(key, CHALLENGER_CHECKS, evidence, subjects, decided))
         scores = pd.DataFrame(
             {
-                "bundle_vocabulary": [load_bundle(models.bundle(serving)).vocabulary.hash],
+                "bundle_vocabulary": [_vocabulary_of(serving, models)],
                 "rows_vocabulary": [serving.properties["vocabulary_hash"]],
             }
         )

@@ -1,20 +1,34 @@
 """feature_tokens: one row per device and as-of day, the normalized tokens of the look-back window."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 
 import dagster as dg
 from pyspark.sql import functions as F
 
+from assets import daily_signals
 from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
+from pipelines.steps.config.fields import EventSource
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import (
     DAILY_FORMAT,
     MADE_WITH,
     code_version,
     daily_settings,
+    measure_settings,
+    settings_hold,
+    signal_settings,
     token_settings,
 )
+from pipelines.steps.config.signals import SIGNALS, Signal
+from pipelines.steps.features.behaviour_tokens import (
+    SIGNAL_COLUMNS,
+    buckets_of,
+    collect_behaviour,
+    daily_columns,
+)
+from pipelines.steps.features.behaviours import layout_of
 from pipelines.steps.features.feature_tokens import (
     PARQUET_OPTIONS,
     collect_tokens,
@@ -22,13 +36,26 @@ from pipelines.steps.features.feature_tokens import (
     table_columns,
     window,
 )
+from pipelines.steps.features.token_fields import behaviour_fields
 from resources.asset_metadata import TableDescription, materialized_days
-from resources.expectations import Check, blocking_names, check_specs, evaluate, expect, report, subjects_of
+from resources.expectations import (
+    Check,
+    Verdict,
+    blocking_names,
+    check_specs,
+    evaluate,
+    expect,
+    report,
+    subjects_of,
+)
 from resources.lake import Lake
+from resources.snapshots import Partition, Snapshot
 from resources.spark import Spark
 from resources.step_body import step_body
 
 KEY = dg.AssetKey("feature_tokens")
+ALL_HISTORY_DAYS = 100 * 366
+"""Longer than any history."""
 
 CHECKS = [
     Check(
@@ -67,26 +94,26 @@ def blocking_checks() -> list[str]:
 
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    fields, window_days = project.fields.fields, project.fields.window_days
-    first, settings, needed = (
-        project.fields.events.first_day,
-        token_settings(project.fields),
-        DAILY_FORMAT | daily_settings(project.fields),
-    )
-    table = TableDescription(table_columns(fields, window_days))
+    window_days, signals = project.fields.window_days, _signals(project)
+    # A new audience's days are made when it is trained; nobody else's are stale.
+    shown_settings = token_settings(project.fields, project.declared_signals)
+    keys = {f"{SIGNALS}/{signal.name}": daily_signals.key_of(signal) for signal in signals}
+    behaviour = behaviour_fields(project, project.signals)
+    table = TableDescription(table_columns(project.fields.fields, window_days, behaviour), keys)
     look_back = dg.TimeWindowPartitionMapping(
-        start_offset=1 - window_days, allow_nonexistent_upstream_partitions=True
+        start_offset=1 - _days_read(project), allow_nonexistent_upstream_partitions=True
     )
+    read = [dg.AssetKey("daily_fields"), *keys.values()]
 
     @dg.asset(
         key=KEY,
-        deps=[dg.AssetDep("daily_fields", partition_mapping=look_back)],
+        deps=[dg.AssetDep(key, partition_mapping=look_back) for key in read],
         group_name="features",
         kinds={"spark", "parquet"},
         partitions_def=daily.partitions,
         backfill_policy=daily.backfill,
         freshness_policy=daily.freshness,
-        code_version=code_version(settings),
+        code_version=code_version(shown_settings),
         metadata={**table.known(), **page("README.md")},
         tags={"stage": "features", **HOLDS_IDS},
         pool=SPARK_POOL,
@@ -95,26 +122,11 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
     def feature_tokens(
         context: dg.AssetExecutionContext, spark: Spark, lake: Lake
     ) -> dg.MaterializeResult[None]:
-        """Tokens of every device seen in the window that ends with the day."""
-        as_of_days = days_of(context)
-        windows = {str(as_of): keys_of(window(as_of, window_days, first)) for as_of in as_of_days}
-        days = sorted({day for window_keys in windows.values() for day in window_keys})
-        daily_rows = lake.snapshot("daily_fields", days).made_with(needed)
-        columns = ["device_id", "day", "last_event_time", *(field.name for field in fields)]
-        written = lake.write(
-            collect_tokens(daily_rows.frame(spark.session, columns), fields, as_of_days, window_days),
-            "feature_tokens",
-            by=["day"],
-            keys=keys_of(as_of_days),
-            sort=["device_id"],
-            files_per_partition=files_of([partition.rows for partition in daily_rows.partitions]),
-            options=PARQUET_OPTIONS,
-            properties={MADE_WITH: settings},
-            made_from=lambda key: daily_rows.only(windows[key]).versions,
-        )
+        """Tokens and behaviour of every device seen in the window that ends with the day."""
+        made = make_days(project, spark, lake, days_of(context))
         return materialized_days(
             context,
-            lake.at("feature_tokens", written.values()),
+            made,
             table,
             shared={"window_days": window_days},
         )
@@ -127,13 +139,98 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
         context: dg.AssetCheckExecutionContext, spark: Spark, lake: Lake
     ) -> Iterator[dg.AssetCheckResult]:
         snapshot = lake.snapshot("feature_tokens", keys_of(checked_days(context)))
-        subjects, tokens = subjects_of(snapshot), snapshot.frame(spark.session)
-        boundary = F.date_add("day", 1).cast("timestamp")
-        left = F.unix_micros(boundary) - F.unix_micros("last_event_time")
-        evidence = tokens.withColumn("microseconds_before_boundary", left)
-        yield from report(context, evaluate(KEY, CHECKS, evidence, subjects))
-        has_tokens = sum((F.size(f.name) for f in fields), F.lit(0)) > 0
-        shares = tokens.groupBy("day").agg(F.avg(has_tokens.cast("int")).alias("share_with_tokens"))
-        yield from report(context, evaluate(KEY, SHARE_CHECKS, shares.toPandas(), subjects))
+        yield from report(context, check_days(project, spark, snapshot))
 
     return [feature_tokens, feature_tokens_checks]
+
+
+def make_days(project: Project, spark: Spark, lake: Lake, as_of_days: Sequence[date]) -> Snapshot:
+    """Makes the tokens and behaviour of as-of days in one go, whichever asset's run they are made in."""
+    fields, window_days = project.fields.fields, project.fields.window_days
+    source, signals, layout = project.fields.events, _signals(project), layout_of(project.fields)
+    behaviour, back = behaviour_fields(project, project.signals), _days_read(project)
+    needed = DAILY_FORMAT | daily_settings(project.fields) | measure_settings(project.fields)
+    days = {str(as_of): keys_of(window(as_of, back, source.first_day)) for as_of in as_of_days}
+    daily_rows = lake.snapshot("daily_fields", sorted(set().union(*days.values()))).made_with(needed)
+    signal_rows = _signal_rows(lake, source, signals, daily_rows)
+    recent = {key for day in as_of_days for key in keys_of(window(day, window_days, source.first_day))}
+    recent_rows = daily_rows.only(sorted(recent))
+    columns = ["device_id", "day", "last_event_time", *(field.name for field in fields)]
+    tokens = collect_tokens(recent_rows.frame(spark.session, columns), fields, as_of_days, window_days)
+    sizes = [partition.rows for partition in recent_rows.partitions]
+    if behaviour:
+        told = collect_behaviour(
+            daily_rows.frame(spark.session, daily_columns(layout)),
+            signal_rows.frame(spark.session, ["signal", *SIGNAL_COLUMNS]),
+            behaviour,
+            layout,
+            as_of_days,
+            buckets_of(daily_rows.rows, max(sizes), len(as_of_days)),
+        )
+        tokens = tokens.join(told, ["device_id", "day"], "left")
+    written = lake.write(
+        tokens,
+        "feature_tokens",
+        by=["day"],
+        keys=keys_of(as_of_days),
+        sort=["device_id"],
+        files_per_partition=files_of(sizes),
+        options=PARQUET_OPTIONS,
+        properties={MADE_WITH: token_settings(project.fields, signals)},
+        made_from=lambda key: _sources(daily_rows, signal_rows, days[key]),
+    )
+    return lake.at("feature_tokens", written.values())
+
+
+def check_days(project: Project, spark: Spark, snapshot: Snapshot) -> Iterator[Verdict]:
+    """What the checks say of as-of days, whichever asset's run they were made in."""
+    subjects, tokens = subjects_of(snapshot), snapshot.frame(spark.session)
+    boundary = F.date_add("day", 1).cast("timestamp")
+    left = F.unix_micros(boundary) - F.unix_micros("last_event_time")
+    evidence = tokens.withColumn("microseconds_before_boundary", left)
+    yield from evaluate(KEY, CHECKS, evidence, subjects)
+    # Behaviour is told of every device.
+    has_tokens = sum((F.size(field.name) for field in project.fields.fields), F.lit(0)) > 0
+    shares = tokens.groupBy("day").agg(F.avg(has_tokens.cast("int")).alias("share_with_tokens"))
+    yield from evaluate(KEY, SHARE_CHECKS, shares.toPandas(), subjects)
+
+
+def days_to_make(project: Project, lake: Lake, as_of_days: Sequence[date]) -> list[date]:
+    """The as-of days without tokens, or whose tokens other settings or former versions of their days made."""
+    present = set(lake.partition_keys("feature_tokens"))
+    needed = token_settings(project.fields, _signals(project))
+
+    def is_up_to_date(key: str) -> bool:
+        if key not in present:
+            return False
+        partition = lake.partition("feature_tokens", key)
+        made_with = partition.properties.get(MADE_WITH, {})
+        return settings_hold(made_with, needed) and lake.is_made_from_present(partition)
+
+    return [day for day in as_of_days if not is_up_to_date(day.isoformat())]
+
+
+def _signals(project: Project) -> list[Signal]:
+    """Those whose past is told."""
+    return [field.signal for field in behaviour_fields(project, project.signals) if field.signal]
+
+
+def _days_read(project: Project) -> int:
+    """The days up to an as-of day that its features are made from."""
+    return ALL_HISTORY_DAYS if behaviour_fields(project, project.signals) else project.fields.window_days
+
+
+def _signal_rows(lake: Lake, source: EventSource, signals: Sequence[Signal], daily: Snapshot) -> Snapshot:
+    """Each signal's days, of the same days as `daily_fields`, by the condition it has now."""
+    found: list[Partition] = []
+    days = [partition.key for partition in daily.partitions]
+    for signal in signals:
+        keys = [f"{signal.name}/{day}" for day in days]
+        found += lake.snapshot("daily_signals", keys).made_with(signal_settings(source, signal)).partitions
+    return lake.at("daily_signals", found)
+
+
+def _sources(daily: Snapshot, signals: Snapshot, days: Sequence[str]) -> Mapping[str, str]:
+    """Versions of the partitions that a day was made from."""
+    of_signals = [p.key for p in signals.partitions if p.key.rpartition("/")[2] in set(days)]
+    return {**daily.only(days).versions, **signals.only(of_signals).versions}

@@ -18,6 +18,7 @@ from pipelines.steps.features.feature_vocabulary import (
     show_tokens,
     table_columns,
 )
+from pipelines.steps.features.token_fields import names_of, token_fields
 from pipelines.steps.labels.as_of_days import matured_as_of_days
 from resources.asset_metadata import ROW_COUNT, TableDescription, text_table
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
@@ -53,16 +54,16 @@ CHECKS = [
 
 
 def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    fields, window_days = project.fields.fields, project.fields.window_days
-    names, settings = [field.name for field in fields], token_settings(project.fields)
-    limits = [(field.name, field.min_devices, field.max_vocabulary) for field in fields]
+    fields, window_days = token_fields(project), project.fields.window_days
+    names, settings = names_of(fields), token_settings(project.fields, project.signals)
+    limits = [(field.name, field.min_devices, field.max_vocabulary) for field in project.fields.fields]
 
     @dg.asset(
         key=KEY,
-        deps=["feature_tokens", "app_events"],
+        deps=["training_days", "feature_tokens", "app_events"],
         group_name="features",
         kinds={"spark", "json"},
-        code_version=code_version([settings, limits]),
+        code_version=code_version([token_settings(project.fields, project.declared_signals), limits]),
         metadata={**TableDescription(table_columns(names)).known(), **page("docs/models.md")},
         tags={"stage": "features", **HOLDS_NO_IDS},
         pool=SPARK_POOL,

@@ -16,6 +16,7 @@ from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, fields_of_settings
 from pipelines.steps.errors import AudienceFactoryError, BundleError, DataError
+from pipelines.steps.features.token_fields import audience_fields, names_of
 from pipelines.steps.models.bundle import read_manifest
 from pipelines.steps.scoring.parity import MAX_PARITY_DIFFERENCE, Parity, compare_with_local, sample_scored
 from pipelines.steps.scoring.predictions import (
@@ -93,7 +94,10 @@ def blocking_checks() -> list[str]:
 
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    table = TableDescription(table_columns([field.name for field in project.fields.fields]))
+    tables = {
+        a.name: TableDescription(table_columns(names_of(audience_fields(project, a))))
+        for a in project.audiences
+    }
     specs = [
         dg.AssetSpec(
             key_of(audience),
@@ -104,7 +108,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             partitions_def=daily.partitions,
             freshness_policy=daily.freshness,
             code_version=code_version([SCORED]),
-            metadata={**table.known(), **page("docs/scoring.md")},
+            metadata={**tables[audience.name].known(), **page("docs/scoring.md")},
             tags={"stage": "scoring", **HOLDS_IDS},
             description="The probability that each device converts within the horizon.",
         )
@@ -168,7 +172,7 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
             yield materialized_days(
                 context,
                 scored,
-                table,
+                tables[name],
                 score_figures(context, lake),
                 {**record.summary(), "engine": engine, "threads_per_task": threads},
                 dg.AssetKey([name, "predictions"]),

@@ -16,8 +16,17 @@ from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.label_values import label_columns
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings, token_settings
-from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
-from pipelines.steps.labels.training_rows import SPLIT_NAMES
+from pipelines.steps.features.token_fields import audience_fields, names_of
+from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
+from pipelines.steps.labels.training_rows import (
+    IN_TIME,
+    LEFT_OUT,
+    OUT_OF_TIME,
+    SPLIT_NAMES,
+    TEST,
+    TRAIN,
+    VALIDATION,
+)
 from pipelines.steps.labels.training_set import (
     PromotionBlock,
     build_rows,
@@ -33,6 +42,7 @@ from resources.model_store import ModelStore
 from resources.spark import Spark
 from resources.step_body import step_body
 
+IN_TIME_SPLITS = [LEFT_OUT, TRAIN, VALIDATION, TEST, OUT_OF_TIME]
 ROW_CHECKS = [
     Check(
         "labels_and_splits_are_known",
@@ -40,6 +50,7 @@ ROW_CHECKS = [
         [
             expect("ExpectColumnValuesToBeInSet", column="label", value_set=[0, 1]),
             expect("ExpectColumnValuesToBeInSet", column="split", value_set=sorted(SPLIT_NAMES)),
+            expect("ExpectColumnValuesToBeInSet", column=IN_TIME, value_set=IN_TIME_SPLITS),
             expect("ExpectColumnValuesToNotBeNull", column="device_id"),
         ],
     ),
@@ -65,14 +76,19 @@ SPLIT_CHECKS = [
         "a device is in the same split on all its as-of days",
         [expect("ExpectColumnValuesToBeInSet", column="devices_in_two_splits", value_set=[0])],
     ),
+    Check(
+        "nothing_rehearsed_on_is_decided_after_the_out_of_time_day",
+        "no label that a rehearsal trains or validates on is decided after the newest as-of day",
+        [expect("ExpectColumnValuesToBeInSet", column="rows_decided_later", value_set=[0])],
+    ),
 ]
 
 
 def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "training_set"])
-    settings = token_settings(project.fields)
-    table = TableDescription(table_columns(audience, project.fields.fields))
-    token_columns = ["device_id", "day", *(field.name for field in project.fields.fields)]
+    fields = audience_fields(project, audience)
+    settings = token_settings(project.fields, project.signals_of(audience))
+    table = TableDescription(table_columns(audience, fields))
     event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 
     @dg.asset(
@@ -88,23 +104,28 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
     @step_body
     def training_set(spark: Spark, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Devices × as-of days, labelled by what happened in the horizon after each."""
-        session, vocabulary = spark.session, models.vocabulary()
+        session, vocabulary = spark.session, models.vocabulary().only(names_of(fields))
+        models.keep_vocabulary(vocabulary)
         known = [pd.Timestamp(key).date() for key in lake.partition_keys("app_events")]
         as_of_days = matured_as_of_days(audience, known, project.fields.window_days)
+        rehearses = audience.training.rehearse
+        out_of_time = out_of_time_day(as_of_days, audience.horizon_days) if rehearses else None
         outcome_days = sorted({day for d in as_of_days for day in label_days(d, audience.horizon_days)})
         tokens = lake.snapshot("feature_tokens", keys_of(as_of_days)).made_with(settings)
         events = lake.snapshot("app_events", keys_of(outcome_days)).made_with(
             event_settings(project.fields.events)
         )
         rows = build_rows(
-            tokens.frame(session, token_columns),
+            tokens.frame(session, ["device_id", "day", *vocabulary.columns]),
             events.frame(session, event_columns),
             audience,
             vocabulary,
+            out_of_time,
         )
         properties: dict[str, Any] = {
             "vocabulary_hash": vocabulary.hash,
             "as_of_days": keys_of(as_of_days),
+            "out_of_time_day": str(out_of_time) if out_of_time else None,
             "negatives_kept": audience.training.negatives_kept,
             "promotion_block": PromotionBlock(audience.training.promotion_fraction).to_dict(),
         }
@@ -136,7 +157,7 @@ def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition 
         sizes = models.vocabulary(partition.properties["vocabulary_hash"]).sizes
         evidence = rows.withColumn("ids_outside_vocabulary", _count_outside(sizes))
         yield from report(context, evaluate(key, ROW_CHECKS, evidence, subjects))
-        splits = _splits(rows)
+        splits = _splits(rows, audience.horizon_days)
         counts = pd.DataFrame(count_splits(rows)).to_markdown(index=False)
         metadata = {"rows": dg.MetadataValue.md(counts)}
         yield from report(context, evaluate(key, SPLIT_CHECKS, splits, subjects, metadata))
@@ -168,7 +189,7 @@ def _count_outside(sizes: Mapping[str, int]) -> Column:
     return reduce(Column.__add__, [outside(name, size) for name, size in sizes.items()])
 
 
-def _splits(rows: DataFrame) -> pd.DataFrame:
+def _splits(rows: DataFrame, horizon_days: int) -> pd.DataFrame:
     counts = (
         rows.groupBy("split").agg(F.sum("label").alias("positives"), F.count("*").alias("rows")).toPandas()
     )
@@ -176,4 +197,7 @@ def _splits(rows: DataFrame) -> pd.DataFrame:
     counts["rarer_class"] = counts["positives"].combine(counts["rows"] - counts["positives"], min)
     splits = rows.groupBy("device_id").agg(F.count_distinct("split").alias("splits"))
     counts["devices_in_two_splits"] = splits.where("splits > 1").count()
+    [[newest]] = rows.where(F.col(IN_TIME) == OUT_OF_TIME).agg(F.min("day")).collect()
+    later = F.date_add("day", horizon_days) > F.lit(newest)  # null, and so no row, without such a day
+    counts["rows_decided_later"] = rows.where(F.col(IN_TIME).isin(TRAIN, VALIDATION) & later).count()
     return counts

@@ -22,6 +22,8 @@ OTHER_BATCH_ROWS = 65_536
 MISSING, UNKNOWN, RESERVED = 0, 1, 2
 """Ids of an empty bag and of an unknown token, and how many ids come before the first token's."""
 KEYS = [("device_id", "ascending"), ("day", "ascending")]
+Encoded = tuple[Tensor, Tensor, Tensor | None]
+"""Ids [tokens] and offsets [rows + 1], int64; and the byte of each token, where they weigh."""
 Scores = Mapping[str, np.ndarray]
 """Audience → probabilities [rows], ordered by device and day."""
 
@@ -58,7 +60,7 @@ def score_locally(world: World) -> tuple[Local, dict[str, dict[str, float]]]:
 def eager_scores(table: pa.Table, bundles: Mapping[str, Path]) -> dict[str, dict[str, np.ndarray]]:
     """How, as in `Local` → audience → probabilities [rows]."""
     torch.set_num_threads(1)  # as in a task: two threads may split a product elsewhere
-    encoded: dict[bytes, dict[str, tuple[Tensor, Tensor]]] = {}
+    encoded: dict[bytes, dict[str, Encoded]] = {}
     scores: dict[str, dict[str, np.ndarray]] = {"equal_batch": {}, "other_batch": {}, "float64": {}}
     for audience, bundle in bundles.items():
         words = (bundle / "vocabulary.json").read_bytes()
@@ -71,10 +73,8 @@ def eager_scores(table: pa.Table, bundles: Mapping[str, Path]) -> dict[str, dict
     return scores
 
 
-def encode_by_dict(
-    table: pa.Table, vocabulary: Sequence[Mapping[str, Any]]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Field → ids [tokens] and offsets [rows + 1], int64; the slow way, one token after the other."""
+def encode_by_dict(table: pa.Table, vocabulary: Sequence[Mapping[str, Any]]) -> dict[str, Encoded]:
+    """Each field's tokens, the slow way, one token after the other."""
     encoded = {}
     for field in vocabulary:
         known = {token: RESERVED + place for place, token in enumerate(field["tokens"])}
@@ -88,8 +88,18 @@ def encode_by_dict(
                 piece = []
         ids = np.concatenate([*pieces, np.array(piece, dtype=np.int64)])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        encoded[field["name"]] = torch.from_numpy(ids), torch.from_numpy(offsets)
+        codes = _codes(table, field, offsets) if field.get("weighted") else None
+        encoded[field["name"]] = torch.from_numpy(ids), torch.from_numpy(offsets), codes
     return encoded
+
+
+def _codes(table: pa.Table, field: Mapping[str, Any], offsets: np.ndarray) -> Tensor:
+    """int64 [tokens]; 0 where a bag is empty."""
+    codes = np.zeros(offsets[-1], dtype=np.int64)
+    for row, given in enumerate(table.column(f"{field['name']}_weights").to_pylist()):
+        kept = list(given or b"")[: field["max_length"]]
+        codes[offsets[row] : offsets[row] + len(kept)] = kept
+    return torch.from_numpy(codes)
 
 
 class EagerModel:
@@ -103,12 +113,19 @@ class EagerModel:
         self._pooling = manifest["architecture"]["pooling"]
         sizes = [field["vocabulary_size"] for field in manifest["fields"]]
         self._embeddings = dict(zip(names, weights["embeddings"].split(sizes), strict=True))
+        self._token_weights: dict[str, list[Tensor]] = {}
+        if manifest["architecture"].get("token_weights"):
+            parts = [weights[f"token_weights.{part}"][0] for part in ("events", "days", "ages")]
+            self._token_weights = {
+                name: [functional.pad(part[place], (1, 0)) for part in parts]
+                for place, name in enumerate(names)
+            }
         first = "feed_forward.0."
         numbers = sorted({int(key.split(".")[2]) for key in weights if key.startswith(first)})
         self._layers = [(weights[f"{first}{n}.weight"], weights[f"{first}{n}.bias"]) for n in numbers]
 
     @torch.inference_mode()
-    def score(self, encoded: Mapping[str, tuple[Tensor, Tensor]], batch_rows: int) -> np.ndarray:
+    def score(self, encoded: Mapping[str, Encoded], batch_rows: int) -> np.ndarray:
         """Probabilities [rows]. The last batch takes in earlier rows, so that it is as long as any other."""
         rows = len(next(iter(encoded.values()))[1]) - 1
         scores = torch.empty(rows, dtype=self._layers[0][0].dtype)
@@ -119,17 +136,24 @@ class EagerModel:
             )
         return scores.numpy()
 
-    def _probabilities(self, encoded: Mapping[str, tuple[Tensor, Tensor]], start: int, stop: int) -> Tensor:
+    def _probabilities(self, encoded: Mapping[str, Encoded], start: int, stop: int) -> Tensor:
         pooled = []
         for name, weight in self._embeddings.items():
-            ids, offsets = encoded[name]
+            ids, offsets, codes = encoded[name]
             first, end = int(offsets[start]), int(offsets[stop])
             begins, lengths = offsets[start:stop] - first, offsets[start : stop + 1].diff()
-            if self._pooling == "mean":
+            each = None
+            if codes is not None and name in self._token_weights:
+                own, (events, days, ages) = codes[first:end], self._token_weights[name]
+                each = 1 + events[own % 8] + days[own // 8 % 4] + ages[own // 32]
+            if self._pooling == "mean" and each is None:
                 pooled.append(functional.embedding_bag(ids[first:end], weight, begins, mode="mean"))
             else:
-                total = functional.embedding_bag(ids[first:end], weight, begins, mode="sum")
-                pooled.append(total / lengths.to(weight.dtype).sqrt()[:, None])
+                total = functional.embedding_bag(
+                    ids[first:end], weight, begins, mode="sum", per_sample_weights=each
+                )
+                number = lengths.to(weight.dtype)
+                pooled.append(total / (number if self._pooling == "mean" else number.sqrt())[:, None])
         hidden = torch.cat(pooled, dim=1)
         *inner, last = self._layers
         for matrix, bias in inner:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import scoring_world
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
@@ -35,18 +36,19 @@ class Net:
     hidden: tuple[int, ...]
     pooling: Pooling
     narrow: bool = False
+    weighted: bool = False
 
 
 NETS = {
     "audience_0": Net(32, (256, 128), "mean"),
-    "audience_1": Net(32, (256, 128), "sqrt_n"),
+    "audience_1": Net(32, (256, 128), "sqrt_n", weighted=True),
     "audience_2": Net(16, (128, 64), "mean"),
     "audience_3": Net(16, (128, 64), "sqrt_n"),
-    "audience_4": Net(8, (64, 32), "mean"),
+    "audience_4": Net(8, (64, 32), "mean", weighted=True),
     "audience_5": Net(8, (50,), "sqrt_n"),
     "audience_6": Net(16, (), "mean"),
     "audience_7": Net(7, (33,), "mean", narrow=True),
-    "audience_8": Net(24, (100, 30), "sqrt_n", narrow=True),
+    "audience_8": Net(24, (100, 30), "sqrt_n", narrow=True, weighted=True),
     "audience_9": Net(64, (256, 128, 64), "mean", narrow=True),
 }
 
@@ -129,7 +131,11 @@ def odd_rows(rows: int, seed: int) -> Iterator[pa.Table]:
         random = np.random.default_rng([seed, number])
         for field in scoring_world.FIELDS:
             place = table.schema.get_field_index(field.name)
-            table = table.set_column(place, field.name, _with_odd_bags(table.column(place), field, random))
+            bags = _with_odd_bags(table.column(place), field, random)
+            table = table.set_column(place, field.name, bags)
+            weights = weights_column(field.name)
+            place = table.schema.get_field_index(weights)
+            table = table.set_column(place, weights, scoring_world.some_weights(bags, random))
         yield table
 
 
@@ -206,6 +212,7 @@ def train(world: World, seed: int, rows: int) -> None:
             embedding_dim=net.embedding_dim,
             hidden=net.hidden,
             pooling=net.pooling,
+            token_weights=net.weighted,
             max_epochs=EPOCHS,
             learning_rate=5e-3,
             seed=number,
@@ -221,12 +228,17 @@ def _write(directory: Path, trained: TrainedDnn, vocabulary: Vocabulary) -> None
 
 
 def vocabulary_of(net: Net) -> Vocabulary:
-    whole = scoring_world.vocabulary()
+    whole = scoring_world.vocabulary(weighted=net.weighted)
     if not net.narrow:
         return whole
     return Vocabulary(
         tuple(
-            FieldVocabulary(field.name, max(1, field.max_length // 2), field.tokens[: len(field.tokens) // 3])
+            FieldVocabulary(
+                field.name,
+                max(1, field.max_length // 2),
+                field.tokens[: len(field.tokens) // 3],
+                field.weighted,
+            )
             for field in reversed(whole.fields[1:])
         )
     )

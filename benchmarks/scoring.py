@@ -4,6 +4,7 @@
 
 All run in one process, those that use Spark in one session of two slots. What counts is the CPU of that
 process and all below it during a job, after jobs that warmed it up: rows per CPU second, ours over theirs.
+`weights` is our CPU where every token weighs by its byte over that where none does, as in all others.
 Those that need no Spark also run as new processes, start included, against new processes of ours: `…_wall`
 is the ratio of their wall times, `…_started` that of their CPU. `roofline` is our CPU over that of the parts
 that no design avoids.
@@ -54,6 +55,9 @@ GOALS = {
 }
 PROBES = "roofline"
 SLOT_COUNTS = "slots_1_to_2"
+WEIGHTS = "weights"
+EXTRAS = (PROBES, SLOT_COUNTS, WEIGHTS)
+"""What is measured of ours besides the peers."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,15 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--peers",
         type=_names,
-        default=[*PEERS, PROBES, SLOT_COUNTS],
-        help=f"what to measure ours against, of {', '.join([*PEERS, PROBES, SLOT_COUNTS])}",
+        default=[*PEERS, *EXTRAS],
+        help=f"what to measure ours against, of {', '.join([*PEERS, *EXTRAS])}",
     )
     return options
 
 
 def _names(given: str) -> list[str]:
     names = given.split(",")
-    if unknown := sorted(set(names) - {*PEERS, PROBES, SLOT_COUNTS}):
+    if unknown := sorted(set(names) - {*PEERS, *EXTRAS}):
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}")
     return names
 
@@ -135,6 +139,8 @@ class _Comparison:
             self._compare_with_probes()
         elif name == SLOT_COUNTS:
             self._compare_slots()
+        elif name == WEIGHTS:
+            self._compare_weighted()
         elif reason := missing_package(PEERS[name].module):
             _say(f"{name}: {reason}")
             self._report.results[name] = {"missing": reason}
@@ -196,6 +202,21 @@ class _Comparison:
             f"{part}_us_per_row": 1e6 * statistics.median(probe[part] for probe in probes) / self._world.rows
             for part in probes[0]
         }
+
+    def _compare_weighted(self) -> None:
+        """Ours, of a model whose tokens weigh."""
+        out = self._folder / "weighted"
+        with OURS.job(self._world.weighted_bundle) as score:
+            for _ in range(WARM_UPS):
+                score(self._world.files, out)
+            _say(f"weights: {self._rounds} rounds")
+            ours, weighted = alternate(
+                self._measure_ours, lambda: self._measure(score, self._world.files, out), self._rounds
+            )
+        self._report.results[WEIGHTS] = summarize(weighted, self._world.rows)
+        self._report.ratios[WEIGHTS] = paired_ratio(
+            [usage.cpu_seconds for usage in weighted], [usage.cpu_seconds for usage in ours], self._seed
+        )
 
     def _compare_slots(self) -> None:
         _say(f"slots: {self._rounds} rounds")

@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.plain_model import MISSING, RESERVED, UNKNOWN, PlainModel, plain_model
-from benchmarks.scoring_world import World
+from benchmarks.scoring_world import FIELDS, World
 from pipelines.steps.scoring import worker_daemon
 from pipelines.steps.scoring.predictions import PARQUET_OPTIONS, score_files
 
@@ -85,7 +85,8 @@ def spark_session(master: str = f"local[{SLOTS}]", settings: Mapping[str, str] =
 
 
 def _read(files: Sequence[Path]) -> DataFrame:
-    return SparkSession.active().read.parquet(*map(str, files)).drop("day")
+    # no peer reads what tokens weigh: neither does the bundle that they are compared with
+    return SparkSession.active().read.parquet(*map(str, files)).select("device_id", *(f.name for f in FIELDS))
 
 
 def _write(scored: DataFrame, out: Path) -> None:
@@ -355,7 +356,10 @@ def ray_data(bundle: Path) -> Iterator[Job]:
 
     def score(files: Sequence[Path], out: Path) -> None:
         blocks = max(len(files), SLOTS)
-        read = ray.data.read_parquet([str(file) for file in files], override_num_blocks=blocks)
+        columns = ["device_id", *(field.name for field in FIELDS)]
+        read = ray.data.read_parquet(
+            [str(file) for file in files], columns=columns, override_num_blocks=blocks
+        )
         scored = read.map_batches(score_batch, batch_format="pyarrow", batch_size=16_384)
         scored.write_parquet(str(out), mode="overwrite")
 

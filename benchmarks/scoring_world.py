@@ -13,10 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
+from pipelines.steps.config.behaviour_names import weights_column
+from pipelines.steps.features.encoded_rows import offsets_of
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.features.token_weights import codes_of, to_bytes
 
 DAY = date(2025, 5, 30)
 EMBEDDING_DIM = 32
@@ -67,10 +71,11 @@ class World:
 
     Attributes:
         rows: Of `files`.
-        files: Parquet files of the feature tokens: `device_id`, `day`, and a list of strings per field.
+        files: Parquet files of the feature tokens: `device_id`, `day`, and per field a list of strings and
+            a byte for each of them, what it weighs.
         sample_rows: Of `sample_files`.
         sample_files: Some of the same rows.
-        bundle: The model's bundle.
+        bundle: The model's bundle; it reads tokens alone.
     """
 
     rows: int
@@ -78,6 +83,11 @@ class World:
     sample_rows: int
     sample_files: tuple[Path, ...]
     bundle: Path
+
+    @property
+    def weighted_bundle(self) -> Path:
+        """The same model, but that its tokens weigh."""
+        return self.bundle.parent / "weighted"
 
     @property
     def path(self) -> Path:
@@ -106,11 +116,11 @@ def make_world(spark: SparkSession, work_dir: Path, rows: int, seed: int, files:
     return World.load(made)
 
 
-def vocabulary() -> Vocabulary:
+def vocabulary(*, weighted: bool = False) -> Vocabulary:
     """Every field's known tokens, the most popular first."""
     return Vocabulary(
         tuple(
-            FieldVocabulary(field.name, field.max_length, tuple(token_names(field)[: field.tokens]))
+            FieldVocabulary(field.name, field.max_length, tuple(token_names(field)[: field.tokens]), weighted)
             for field in FIELDS
         )
     )
@@ -137,7 +147,17 @@ def feature_tokens(rows: int, seed: int) -> Iterator[pa.Table]:
             columns[field.name] = pa.ListArray.from_arrays(
                 pa.array(offsets, pa.int32()), names[field.name].take(pa.array(ids))
             )
+        weighing = np.random.default_rng([seed, start, 1])  # apart, so that tokens stay as they were
+        for field in FIELDS:
+            columns[weights_column(field.name)] = some_weights(columns[field.name], weighing)
         yield pa.table(columns)
+
+
+def some_weights(bags: pa.Array, random: np.random.Generator) -> pa.Array:
+    """A byte for each token of a column of lists: most seen a few times, of late or long ago."""
+    offsets = offsets_of(pc.fill_null(pc.list_value_length(bags), 0).to_numpy())
+    events, days = random.geometric(0.3, offsets[-1]), random.geometric(0.5, offsets[-1])
+    return to_bytes(codes_of(events, np.minimum(events, days), random.integers(0, 90, offsets[-1])), offsets)
 
 
 def _write(spark: SparkSession, home: Path, rows: int, seed: int, files: int) -> World:
@@ -168,23 +188,31 @@ def _write(spark: SparkSession, home: Path, rows: int, seed: int, files: int) ->
     all_rows, all_files = write(frame, "feature_tokens")
     sample_rows, sample_files = write(frame.sample(SAMPLE_SHARE, seed), "sample")
     shutil.rmtree(staging)
-    _write_bundle(home / "bundle", seed)
-    return World(all_rows, all_files, sample_rows, sample_files, home / "bundle")
+    world = World(all_rows, all_files, sample_rows, sample_files, home / "bundle")
+    _write_bundle(world.bundle, seed)
+    _write_bundle(world.weighted_bundle, seed, weighted=True)
+    return world
 
 
-def _write_bundle(directory: Path, seed: int) -> None:
+def _write_bundle(directory: Path, seed: int, *, weighted: bool = False) -> None:
     import torch
 
     from pipelines.steps.models.bundle import write_bundle
     from pipelines.steps.models.dnn_config import DnnConfig
     from pipelines.steps.models.dnn_model import AudienceNet, TrainedDnn
 
-    words = vocabulary()
-    config = DnnConfig.published(embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, seed=seed)
+    words = vocabulary(weighted=weighted)
+    config = DnnConfig.published(
+        embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, seed=seed, token_weights=weighted
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = AudienceNet(
-            list(words.sizes.values()), embedding_dim=EMBEDDING_DIM, hidden=HIDDEN, embedding_init_std=1.0
+            list(words.sizes.values()),
+            embedding_dim=EMBEDDING_DIM,
+            hidden=HIDDEN,
+            embedding_init_std=1.0,
+            token_weights=weighted,
         )
         # As if trained: the last layer spreads probabilities over (0, 1), so that an error shows in them.
         last = list(network.feed_forward.parameters())[-2]

@@ -16,7 +16,7 @@ from assets.partitions import split_range
 from pipelines.steps.config.fields import EventSource
 from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.config.values import DAY_PLACEHOLDER
-from pipelines.steps.errors import AudienceFactoryError, DataError
+from pipelines.steps.errors import AudienceFactoryError, DataError, abridged
 from pipelines.steps.events.event_columns import check_event_columns
 from pipelines.steps.labels.as_of_days import matured_as_of_days
 
@@ -65,12 +65,11 @@ def _found(project: Project, directory: Path) -> Iterator[str]:
     yield f"  events     {len(days):,} days, {first} to {last}, from {source.written_path}"
     yield f"  fields     {', '.join(field.name for field in project.fields.fields)}"
     for name, chosen in as_of_days.items():
-        yield f"  audience   {name}, trained as of {', '.join(map(str, chosen))}"
+        yield f"  audience   {name}, trained as of {abridged([str(day) for day in chosen])}"
+    ingested = ",".join(["app_events", "daily_fields", *(f"signals/{s.name}" for s in project.signals)])
     yield "\nThe first run, one command after another (in the UI: docs/own_data.md):"
     for start, end in split_range(first, last):
-        yield f"  {MATERIALIZE} app_events,daily_fields --partition-range {start}...{end}"
-    for day in sorted({day for chosen in as_of_days.values() for day in chosen}):
-        yield f"  {MATERIALIZE} feature_tokens --partition {day}"
+        yield f"  {MATERIALIZE} {ingested} --partition-range {start}...{end}"
     yield f"  {EXECUTE} training_job"
     yield f'  {EXECUTE} daily_job --tags \'{{"dagster/partition": "{last}"}}\''
 

@@ -22,6 +22,7 @@ from assets import (
     feature_vocabulary,
     predictions,
     segments,
+    training_days,
     training_set,
 )
 from assets.descriptions import describe_assets
@@ -62,6 +63,7 @@ def build_definitions(
         *daily_fields.build(project, days),
         *daily_signals.build(project, days),
         *feature_tokens.build(project, days),
+        *training_days.build(project),
         *feature_vocabulary.build(project),
         *predictions.build(project, days),
     ]

@@ -37,7 +37,7 @@ from pipelines.demo_lock import lock_demo
 from pipelines.simulate import world_dir
 from pipelines.simulated_world.config import WorldConfig
 from pipelines.simulated_world.world import TRUTH_FILE, attainable_auc, plan_world, rank_auc, simulate_world
-from pipelines.steps.config.audience import Audience, RollingDays
+from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.label_values import conversion_predicate
 from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import AudienceFactoryError, DataError
@@ -222,18 +222,10 @@ def _run_chain(demo: Demo, instance: dg.DagsterInstance) -> None:
     from pipelines.definitions import defs  # reads the environment that prepare has set
 
     source = demo.project.fields.events
-    explicit = {
-        day
-        for a in demo.project.audiences
-        if not isinstance(a.as_of_days, RollingDays)
-        for day in a.as_of_days
-    }
     chain = Chain(defs, instance)
     for first, last in split_range(source.first_day, demo.last_day):
         chain.run("ingestion_job", f"events of {first} to {last}", first=first, last=last)
-    for day in sorted(explicit):
-        chain.run("features_job", f"features as of {day}", first=day, last=day)
-    chain.run("training_job", "vocabulary, training set, three models, champion")
+    chain.run("training_job", "features, vocabulary, training set, three models, champion")
     for day in _days_to_deliver(demo):
         chain.run("daily_job", f"{day}, from events to delivery", first=day, last=day)
 

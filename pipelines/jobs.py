@@ -40,12 +40,13 @@ def build_jobs(project: Project) -> Jobs:
     features_job = dg.define_asset_job(
         "features_job",
         dg.AssetSelection.assets("feature_tokens"),
-        description="Feature tokens alone; run it for the as-of days to train on before the first training.",
+        description="Feature tokens alone; training_job makes those of the days to train on by itself.",
     )
     training_job = dg.define_asset_job(
         "training_job",
-        _selection(["feature_vocabulary"], project, TRAINED),
-        description="Vocabulary, training sets, all candidates and the champions, for all audiences.",
+        _selection(["training_days", "feature_vocabulary"], project, TRAINED),
+        description="The days to train on, with feature tokens where they lack, vocabulary, training sets, "
+        "all candidates and the champions, for all audiences.",
     )
     schedules = [
         dg.build_schedule_from_partitioned_job(

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from pyspark.sql.types import StructType
 
 from pipelines.steps.table_columns import TableColumns
@@ -133,6 +135,30 @@ def record_day(
 ) -> None:
     """Says something of one day of a daily asset's run, and of no other."""
     context.add_asset_metadata(metadata, asset_key=asset, partition_key=day)
+
+
+def record_made(context: dg.AssetExecutionContext, asset: dg.AssetKey, days: Snapshot) -> None:
+    """Records days of a daily asset as made by the run of another one, which holds no days.
+
+    A materialization that a step logs by Dagster's own means is written down only once the step ends: one
+    that is killed before would leave days that nobody knows of. `report_dagster_event` is no public API;
+    tests/test_training_days.py notices.
+    """
+    for partition in days.partitions:
+        made = dg.AssetMaterialization(
+            asset,
+            partition=day_of(partition),
+            metadata=describe(partition),
+            # Without the code's version beside it, Dagster tells by the time whether there is newer input.
+            tags={DATA_VERSION_TAG: partition.version},
+        )
+        event = DagsterEvent(
+            DagsterEventType.ASSET_MATERIALIZATION.value,
+            context.run.job_name,
+            step_key=context.op_execution_context.op_handle.name,
+            event_specific_data=StepMaterializationData(made),
+        )
+        context.instance.report_dagster_event(event, context.run.run_id)
 
 
 def describe(partition: Partition) -> dict[str, Any]:

@@ -202,15 +202,16 @@ def report(
     """Gives each day its verdict in Dagster's history, and each check its result in the run."""
     for found in verdicts:
         if context.has_partition_key_range:
-            _report_days(context, found)
+            record_verdict(context, found)
         yield found.result
 
 
-def _report_days(context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext, found: Verdict) -> None:
-    """Writes a verdict for each day of a range.
+def record_verdict(context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext, found: Verdict) -> None:
+    """Writes a verdict for each day into Dagster's history, whichever asset the run is of.
 
-    Dagster 1.13 plans an evaluation for each day, but lets a step report one for all of them: the days' own
-    would show as skipped for ever. `report_dagster_event` is no public API; tests/test_verdicts.py notices.
+    Dagster 1.13 plans an evaluation for each day of a range, but lets a step report one for all of them: the
+    days' own would show as skipped for ever. `report_dagster_event` is no public API; tests/test_verdicts.py
+    notices.
     """
     for subject in found.subjects:
         failed = subject.day in found.bad_days

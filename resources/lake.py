@@ -96,6 +96,14 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
                 waiting.append(parent)
                 yield parent_table, parent
 
+    def is_made_from_present(self, partition: Partition) -> bool:
+        """Whether the partitions that one was made from still have the versions that were read for it."""
+        for path, version in partition.made_from.items():
+            table, _, key = path.partition("/")
+            if self.partition(table, key).version != version:
+                return False
+        return True
+
     def partition_keys(self, table: str, within: str = "") -> list[str]:
         """The keys of a table's partitions, sorted; `within` "car_buyers", that audience's days alone."""
         pointers = self._table(table) / "partitions" / within

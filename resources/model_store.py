@@ -233,12 +233,15 @@ class ModelStore(ModelLog):
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Keeps a vocabulary under its hash and makes it the current one."""
-        directory = self._vocabularies()
-        remove_abandoned_drafts(directory)
-        replace_durably(directory / f"{vocabulary.hash}.json", vocabulary.to_json())
-        replace_durably(directory / "current", vocabulary.hash)
+        remove_abandoned_drafts(self._vocabularies())
+        self.keep_vocabulary(vocabulary)
+        replace_durably(self._vocabularies() / "current", vocabulary.hash)
         if self._seen is not None:
             self._vocabulary = vocabulary.hash
+
+    def keep_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Keeps a vocabulary under its hash."""
+        replace_durably(self._vocabularies() / f"{vocabulary.hash}.json", vocabulary.to_json())
 
     def vocabulary(self, version: str | None = None) -> Vocabulary:
         """The vocabulary of a hash; the current one where none is named.

@@ -21,6 +21,7 @@ KINDS = {
     "app_events": PARQUET,
     "daily_fields": PARQUET,
     "feature_tokens": PARQUET,
+    "training_days": PARQUET,
     "feature_vocabulary": {"spark", "json"},
     "training_set": PARQUET,
     "dnn_model": {"pytorch"},
@@ -31,8 +32,8 @@ KINDS = {
     "segments": PARQUET,
     "deliveries": {"csv"},
 }
-TABLES = KINDS.keys() - {"dnn_model", "xgboost_model", "logistic_model", "champion_model"}
-OWN = KINDS.keys() - {"app_events", "daily_fields", "feature_tokens", "feature_vocabulary"}
+TABLES = KINDS.keys() - {"training_days", "dnn_model", "xgboost_model", "logistic_model", "champion_model"}
+OWN = KINDS.keys() - {"app_events", "daily_fields", "feature_tokens", "training_days", "feature_vocabulary"}
 HOLD_NO_IDS = {*(KINDS.keys() - TABLES), "feature_vocabulary"}
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines.steps.config.behaviour import BehaviourSection
+from pipelines.steps.config.behaviour_names import BEHAVIOUR
+from pipelines.steps.config.signals import EventCondition, Signal
 from pipelines.steps.features.behaviour_codes import (
     CODES,
     EDGES_HASH,
@@ -23,13 +25,22 @@ from pipelines.steps.features.behaviour_codes import (
     codes_of,
     in_words,
     parsed_token,
+    token_in_words,
 )
 from pipelines.steps.features.behaviour_tokens import collect_behaviour
-from pipelines.steps.features.behaviours import Behaviour, Layout, device_behaviours, documented
+from pipelines.steps.features.behaviours import (
+    Behaviour,
+    Layout,
+    device_behaviours,
+    documented,
+    found_behaviour,
+    signal_behaviours,
+)
+from pipelines.steps.features.token_fields import BehaviourField
 from tests.conftest import Frame
 
-ACTIVE = Behaviour("active_days_7d", "activity", "days with an event in the last 7 days", "days")
-EVENTS = Behaviour("events_7d", "activity", "events in the last 7 days", "events")
+ACTIVE = Behaviour("active_days_7d", "activity", "days with an event in the last 7 days", "days", BEHAVIOUR)
+EVENTS = Behaviour("events_7d", "activity", "events in the last 7 days", "events", BEHAVIOUR)
 
 
 # --- codes ----------------------------------------------------------------------------------------
@@ -90,10 +101,41 @@ def test_a_code_in_words(number: float, words: str) -> None:
 
 
 def test_a_share_in_words() -> None:
-    share = Behaviour("night_share", "hours", "share of hours at night", "share")
+    share = Behaviour("night_share", "hours", "share of hours at night", "share", BEHAVIOUR)
     assert (
         in_words(share, int(codes_of(np.array([0.3]))[0])) == "share of hours at night: 0.25 to below 0.375"
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "token", "words"),
+    [
+        ("behaviour", "active_days_7d=4", "days with an event in the last 7 days: 4 to 5"),
+        ("apps_distinct", "distinct_apps_1d=3", "distinct raw values of apps on the as-of day: 3"),
+        ("revenue_amounts", "revenue_sum_all=0", "sum of revenue in all history: 0"),
+        (
+            "revenue_amounts",
+            "revenue_recency=none",
+            "days since the last day with a revenue other than 0: never",
+        ),
+        ("buys_past", "times_90d=1", "buys: events that satisfy the signal, in the last 90 days: 1"),
+        ("apps", "times_90d=1", "times_90d=1"),
+        ("behaviour", "mood=1", "mood=1"),
+        ("behaviour", "events_soon=1", "events_soon=1"),
+    ],
+)
+def test_a_token_in_words(field: str, token: str, words: str) -> None:
+    assert token_in_words(field, token) == words
+
+
+def test_every_behaviour_is_found_by_its_name() -> None:
+    layout = Layout(90, ("apps",), {"revenue": True})
+    for each in device_behaviours(layout):
+        assert found_behaviour(each.field, each.name) == each
+    for each in signal_behaviours(layout):
+        found = found_behaviour("buys_past", each.name)
+        assert found is not None
+        assert found.words == f"buys: {each.words}"
 
 
 def test_each_name_is_used_once() -> None:
@@ -109,9 +151,9 @@ def test_the_docs_hold_the_list() -> None:
 
 
 def test_a_group_that_is_none_is_refused_with_the_groups() -> None:
-    assert BehaviourSection(off=("hours",)).off == ("hours",)
+    assert BehaviourSection(without=("hours",)).without == ("hours",)
     with pytest.raises(ValidationError, match="one of activity, distinct, amounts, signals"):
-        BehaviourSection.model_validate({"off": ["hour"]})
+        BehaviourSection.model_validate({"without": ["hour"]})
 
 
 # --- on Spark -------------------------------------------------------------------------------------
@@ -125,6 +167,18 @@ DAILY = (
 SIGNALS = "signal string, device_id string, day date, events bigint, last_event_time timestamp"
 
 
+LAYOUT = Layout(30, ("apps",), {"revenue": True})
+BUYS = Signal("buys", EventCondition(where="price > 0"), Path("fields.yaml"), "signals.buys")
+OF_EVENTS = device_behaviours(LAYOUT)
+FIELDS = [
+    *(
+        BehaviourField(name, tuple(b for b in OF_EVENTS if b.field == name))
+        for name in (BEHAVIOUR, "apps_distinct", "revenue_amounts")
+    ),
+    BehaviourField("buys_past", tuple(signal_behaviours(LAYOUT)), BUYS),
+]
+
+
 @pytest.mark.slow
 def test_rows_do_not_depend_on_buckets(frame: Frame) -> None:
     noon = [datetime(day.year, day.month, day.day, 12, tzinfo=UTC) for day in DAYS]
@@ -135,9 +189,9 @@ def test_rows_do_not_depend_on_buckets(frame: Frame) -> None:
         [(d, DAYS[n], 2, noon[n], 1 << 12, app, money) for d, n in (("a", 0), ("a", 1), ("b", 0), ("c", 1))],
     )
     bought = frame(SIGNALS, [("buys", "b", DAYS[0], 1, noon[0]), ("other", "a", DAYS[0], 1, noon[0])])
-    layout = Layout(30, ("apps",), {"revenue": True})
+    layout = LAYOUT
     one, many = [
-        collect_behaviour(daily, bought, ["buys"], layout, DAYS, buckets).toArrow().sort_by(
+        collect_behaviour(daily, bought, FIELDS, layout, DAYS, buckets).toArrow().sort_by(
             [("day", "ascending"), ("device_id", "ascending")]
         )
         for buckets in (1, 5)
@@ -147,8 +201,7 @@ def test_rows_do_not_depend_on_buckets(frame: Frame) -> None:
         ("a", DAYS[0]), ("b", DAYS[0]), ("a", DAYS[1]), ("b", DAYS[1]), ("c", DAYS[1]),
     ]  # fmt: skip
     b = one.to_pylist()[3]
-    assert b["last_event_time"] == noon[0]
-    assert {"events_7d=2", "active_days_1d=0", "distinct_apps_30d=1", "revenue_sum_all=2"} <= set(
-        b["behaviour"]
-    )
+    assert {"events_7d=2", "active_days_1d=0"} <= set(b["behaviour"])
+    assert "distinct_apps_30d=1" in b["apps_distinct"]
+    assert "revenue_sum_all=2" in b["revenue_amounts"]
     assert {"times_7d=1", "recency=1.5", "gap_mean=none"} <= set(b["buys_past"])

@@ -329,7 +329,7 @@ def test_fields_that_are_not_the_vocabularys_are_refused(dnn_bundle: Path) -> No
     [
         ({"engine": "mxnet"}, r"(?s)unknown engine.*mxnet.*'torch', 'xgboost'"),
         ({"architecture": {"name": "transformer"}}, r"(?s)unknown architecture.*transformer.*'audience_net'"),
-        ({"format_version": 1}, r"(?s)unknown format version.*found: +1.*expected: +2"),
+        ({"format_version": 2}, r"(?s)unknown format version.*found: +2.*expected: +3.*remedy: +train once"),
         ({"calibration": {"method": "platt"}}, "a calibration is no strictly increasing map"),
         ({"surprise": 1}, "manifest of bundle .* cannot be read"),
     ],

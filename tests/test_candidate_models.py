@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from pipelines.steps.errors import BundleError
 from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_rows import OUT_OF_TIME, TEST, TRAIN, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import (
     NO_MEMBERS,
     TORCH_WEIGHTS,
@@ -126,6 +126,38 @@ def test_a_candidates_scores_are_those_that_its_bundle_gives(
     written = load_bundle(tmp_path / "blend")
     assert blend.scores.validation.tolist() == written.score(validation).tolist()
     assert blend.scores.test.tolist() == written.score(test).tolist()
+
+
+def later_rows(rows: TrainingRows, labels: np.ndarray | None = None) -> TrainingRows:
+    """The rows, those to train on as ones of a later day."""
+    split = np.where(rows.split == TRAIN, OUT_OF_TIME, rows.split).astype(np.int8)
+    return TrainingRows(rows.labels if labels is None else labels, split, rows.bags)
+
+
+def test_a_candidate_is_measured_on_the_later_day_too(rows: TrainingRows, tmp_path: Path) -> None:
+    given = later_rows(rows)
+    measured = bundle_candidate(tmp_path / "later", Weights([0, 0, 1, 0.7, -1]), VOCABULARY, given, [])
+    later = given.subset(OUT_OF_TIME)
+    scored = load_bundle(tmp_path / "later").score(later.bags)
+    assert measured.out_of_time is not None
+    assert measured.out_of_time.auc == pytest.approx(roc_auc_score(later.labels, scored))
+    assert Measured.from_dict(measured.to_dict()) == measured
+
+
+def test_the_later_day_calibrates_nothing(rows: TrainingRows) -> None:
+    turned = np.where(rows.split == TRAIN, 1 - rows.labels, rows.labels).astype(np.float32)
+    model = Weights([0, 0, 1, 0.7, -1])
+    one, other = (measure_candidate(model, VOCABULARY, later_rows(rows, y)) for y in (rows.labels, turned))
+    assert one.calibration == other.calibration
+    assert one.measured.validation == other.measured.validation
+
+
+def test_without_a_later_day_or_with_one_class_on_it_nothing_is_measured_on_it(rows: TrainingRows) -> None:
+    one_class = np.where(rows.split == TRAIN, 0, rows.labels).astype(np.float32)
+    for given in (rows, later_rows(rows, one_class)):
+        measured = measure_candidate(Weights([0, 0, 1, 0.7, -1]), VOCABULARY, given).measured
+        assert measured.out_of_time is None
+        assert set(measured.to_dict()) == {"validation", "test"}
 
 
 def test_a_blend_whose_member_was_changed_is_refused(

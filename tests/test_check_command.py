@@ -66,9 +66,7 @@ def test_what_was_found_and_the_first_commands_are_printed(
         "  audience   buyers, trained as of 2026-01-03, 2026-01-06\n"
         "\n"
         "The first run, one command after another (in the UI: docs/own_data.md):\n"
-        f"  {materialize} app_events,daily_fields --partition-range 2026-01-01...2026-01-08\n"
-        f"  {materialize} feature_tokens --partition 2026-01-03\n"
-        f"  {materialize} feature_tokens --partition 2026-01-06\n"
+        f"  {materialize} app_events,daily_fields,signals/buyers --partition-range 2026-01-01...2026-01-08\n"
         f"  {execute} training_job\n"
         f'  {execute} daily_job --tags \'{{"dagster/partition": "2026-01-08"}}\'\n'
     )

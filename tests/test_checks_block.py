@@ -6,6 +6,7 @@ corrupts it. Everything else is the real thing, and was right when `chain` ran.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pyspark.sql import functions as F
 from pipelines.steps.config.audience import FolderDestination
 from pipelines.steps.features.encoded_rows import Ragged
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.labels.training_rows import PROMOTION, VALIDATION
+from pipelines.steps.labels.training_rows import IN_TIME, OUT_OF_TIME, PROMOTION, VALIDATION
 from pipelines.steps.promotion.candidate_models import CANDIDATES
 from resources.destinations import Delivery, Destinations, Published
 from resources.lake import Lake
@@ -26,6 +27,7 @@ from resources.model_log import ModelRecord
 from resources.model_store import ModelStore
 from resources.snapshots import Partition
 from tests.small_project import (
+    AS_OF_DAYS,
     AUDIENCES,
     SCORED_DAY,
     Chain,
@@ -68,6 +70,16 @@ def written(spoiled: str, name: str, corrupt: Corrupt) -> Fault:
             return super().write(corrupt(frame), table, **how | {"expected_rows": None})
 
     return Fault(name, lambda project: {"lake": CorruptingLake(root=project.lake.root)})
+
+
+def made_again(day: date, fault: Fault) -> Fault:
+    """A fault in the tokens of a day to train on, which are not there and so are made by the training."""
+
+    def override(project: SmallProject) -> Mapping[str, Any]:
+        project.forget("feature_tokens", str(day))
+        return fault.override(project)
+
+    return Fault(fault.name, override)
 
 
 def one_row_lost(frame: DataFrame) -> DataFrame:
@@ -117,6 +129,13 @@ def split_by_day(frame: DataFrame) -> DataFrame:
     )
 
 
+def one_device_out_of_time(frame: DataFrame) -> DataFrame:
+    """A rehearsal on all rows but one of the oldest day, as if that were the newest."""
+    first = frame.orderBy("day", "device_id").head()
+    is_first = (F.col("day") == first["day"]) & (F.col("device_id") == first["device_id"])  # type: ignore[index]
+    return frame.withColumn(IN_TIME, F.when(is_first, OUT_OF_TIME).otherwise(F.col("split")).cast("tinyint"))
+
+
 def no_positive_in(split: int) -> Corrupt:
     def corrupt(frame: DataFrame) -> DataFrame:
         label = F.when(F.col("split") == split, 0).otherwise(F.col("label"))
@@ -141,14 +160,18 @@ def scores_shifted(frame: DataFrame) -> DataFrame:
 
 
 class _GappedField(FieldVocabulary):
-    def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
-        right = super().encode(column)
+    def encode(
+        self, column: pa.Array | pa.ChunkedArray, weights: pa.Array | pa.ChunkedArray | None = None
+    ) -> Ragged:
+        right = super().encode(column, weights)
         return replace(right, values=right.values + (right.values > self.size // 2))
 
 
 class _FieldWithoutMissing(FieldVocabulary):
-    def encode(self, column: pa.Array | pa.ChunkedArray) -> Ragged:
-        right = super().encode(column)
+    def encode(
+        self, column: pa.Array | pa.ChunkedArray, weights: pa.Array | pa.ChunkedArray | None = None
+    ) -> Ragged:
+        right = super().encode(column, weights)
         return replace(right, values=right.values - 1)
 
 
@@ -158,7 +181,9 @@ def vocabulary_read(name: str, field_type: type[FieldVocabulary]) -> Fault:
     class CorruptingStore(ModelStore):
         def vocabulary(self, version: str | None = None) -> Vocabulary:
             right = super().vocabulary(version)
-            return Vocabulary(tuple(field_type(f.name, f.max_length, f.tokens) for f in right.fields))
+            return Vocabulary(
+                tuple(field_type(f.name, f.max_length, f.tokens, f.weighted) for f in right.fields)
+            )
 
     return Fault(name, lambda project: {"models": CorruptingStore(root=project.models.root)})
 
@@ -278,6 +303,9 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
     "feature_tokens:nothing_comes_after_the_as_of_day": [
         written("feature_tokens", "seen at the boundary", seen_at_the_boundary)
     ],
+    "training_days:every_day_passed_its_checks": [
+        made_again(AS_OF_DAYS[0], written("feature_tokens", "a device twice", one_row_twice))
+    ],
     "feature_vocabulary:ids_have_no_gaps": [vocabulary_read("a gap", _GappedField)],
     "feature_vocabulary:reserved_ids_stay_free": [
         vocabulary_read("one reserved id too few", _FieldWithoutMissing)
@@ -299,6 +327,9 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
         written("training_set", "no positive to decide a promotion", no_positive_in(PROMOTION)),
     ],
     "training_set:no_device_is_in_two_splits": [written("training_set", "split by day", split_by_day)],
+    "training_set:nothing_rehearsed_on_is_decided_after_the_out_of_time_day": [
+        written("training_set", "a row of the oldest day set aside", one_device_out_of_time)
+    ],
     **{
         f"{name}_model:metrics_are_finite": [
             recorded("AUC is NaN", name, metric_is(float("nan"))),
@@ -352,6 +383,7 @@ DOWNSTREAM = {
     "daily_fields": "feature_tokens",
     "daily_signals": None,
     "feature_tokens": "car_buyers/predictions",
+    "training_days": "feature_vocabulary",
     "feature_vocabulary": "car_buyers/training_set",
     "training_set": "car_buyers/logistic_model",
     **{f"{name}_model": "car_buyers/champion_model" for name in CANDIDATES},
@@ -361,7 +393,7 @@ DOWNSTREAM = {
     "deliveries": None,
 }
 """Asset → one that is made from it, if any."""
-SHARED = {"app_events", "daily_fields", "feature_tokens", "feature_vocabulary"}
+SHARED = {"app_events", "daily_fields", "feature_tokens", "training_days", "feature_vocabulary"}
 PARTITIONED = {"app_events", "daily_fields", "daily_signals", "feature_tokens"}
 PARTITIONED |= {"predictions", "segments", "deliveries"}
 

@@ -32,9 +32,10 @@ SHARED_EDGES = {
     "app_events": set(),
     "daily_fields": {"app_events"},
     **{f"signals/{name}": {"app_events"} for name in SIGNALS},
-    "feature_tokens": {"daily_fields"},
+    "feature_tokens": {"daily_fields", *(f"signals/{name}" for name in SIGNALS)},
     # Labels come from the events, so the days known are told by them.
-    "feature_vocabulary": {"feature_tokens", "app_events"},
+    "training_days": {"daily_fields", "app_events", *(f"signals/{name}" for name in SIGNALS)},
+    "feature_vocabulary": {"training_days", "feature_tokens", "app_events"},
 }
 OWN_EDGES = {
     "training_set": {"feature_tokens", "feature_vocabulary", "app_events"},
@@ -118,9 +119,10 @@ def test_daily_assets_share_partitions_and_backfill_policy(definitions: dg.Defin
     assert all(node.partitions_def is None for node in others)
 
 
-def test_a_day_of_features_depends_on_its_window(definitions: dg.Definitions) -> None:
+@pytest.mark.parametrize("table", ["daily_fields", "signals/bike_buyers"])
+def test_a_day_of_features_depends_on_all_days_before(definitions: dg.Definitions, table: str) -> None:
     graph = definitions.resolve_asset_graph()
-    mapping = graph.get_partition_mapping(dg.AssetKey("feature_tokens"), dg.AssetKey("daily_fields"))
+    mapping = graph.get_partition_mapping(dg.AssetKey("feature_tokens"), dg.AssetKey(table.split("/")))
     days = graph.get(dg.AssetKey("feature_tokens")).partitions_def
     assert days is not None
 
@@ -129,7 +131,7 @@ def test_a_day_of_features_depends_on_its_window(definitions: dg.Definitions) ->
         result = mapping.get_upstream_mapped_partitions_result_for_partitions(subset, days, days)
         return sorted(result.partitions_subset.get_partition_keys())
 
-    assert upstream("2025-03-10") == ["2025-03-08", "2025-03-09", "2025-03-10"]
+    assert upstream("2025-03-10") == [f"2025-03-{day:02}" for day in range(1, 11)]
     assert upstream("2025-03-01") == ["2025-03-01"]
 
 
@@ -152,7 +154,7 @@ def test_jobs_hold_the_assets_of_every_audience(definitions: dg.Definitions) -> 
     assert assets("ingestion_job") == ingested
     assert assets("features_job") == {"feature_tokens"}
     assert assets("daily_job") == ingested | {"feature_tokens"} | own("predictions", "segments", "deliveries")
-    assert assets("training_job") == {"feature_vocabulary"} | own(*OWN_EDGES.keys() - DAILY)
+    assert assets("training_job") == {"training_days", "feature_vocabulary"} | own(*OWN_EDGES.keys() - DAILY)
 
 
 def test_the_job_named_as_a_remedy_makes_the_table(definitions: dg.Definitions) -> None:

@@ -64,7 +64,9 @@ leaves_a_pipe = pytest.mark.filterwarnings(
 @leaves_a_pipe
 def test_two_processes_train_what_one_does(spark: SparkSession, files: list[Path]) -> None:
     alone = train_dnn(TrainingFiles(files, list(SIZES)), SIZES, CONFIG, lambda _: None)
-    together = train_dnn_distributed(files, SIZES, CONFIG, processes=2, local=True, streamed=True)
+    together = train_dnn_distributed(
+        TrainingFiles(files, list(SIZES)), SIZES, CONFIG, processes=2, local=True, streamed=True
+    )
     assert together.best_epochs == alone.best_epochs
     for name, tensor in alone.state.items():
         np.testing.assert_allclose(together.state[name], tensor, atol=2e-5, err_msg=name)
@@ -75,8 +77,9 @@ def test_two_processes_train_what_one_does(spark: SparkSession, files: list[Path
 @pytest.mark.slow
 @leaves_a_pipe
 def test_a_process_that_fails_is_told(spark: SparkSession, files: list[Path]) -> None:
+    rows = TrainingFiles(files, list(SIZES))
     with pytest.raises(TrainingError, match="could not be trained in several processes"):
-        train_dnn_distributed(files, {"apps": 3, "model": 6}, CONFIG, processes=2, local=True)
+        train_dnn_distributed(rows, {"apps": 3, "model": 6}, CONFIG, processes=2, local=True)
 
 
 def test_streamed_rows_are_all_rows_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.features.token_weights import codes_of
 from pipelines.steps.labels.training_rows import (
     TEST,
     TRAIN,
@@ -105,18 +106,77 @@ def test_pooling_by_the_root_of_n_lets_long_lists_weigh_more() -> None:
     assert net(bags).tolist() == [1.0, 2.0]
 
 
+def test_a_token_counts_as_often_as_its_code_weighs() -> None:
+    net = AudienceNet([4], embedding_dim=1, hidden=(), token_weights=True)
+    state = net.state_dict() | {
+        "embeddings": torch.tensor([[0.0], [0.0], [1.0], [3.0]]),
+        "feed_forward.0.0.weight": torch.ones(1, 1),
+        "feed_forward.0.0.bias": torch.zeros(1),
+        "token_weights.events": torch.tensor([[[0.5, 0, 0, 0, 0, 0, 2.0]]]),
+        "token_weights.days": torch.tensor([[[0.25, 0, 0]]]),
+        "token_weights.ages": torch.tensor([[[0, 0, -1.0, 0, 0, 0, 0]]]),
+    }
+    net.load_state_dict(state)
+    events, days, ages = np.array([[1, 1, 0], [2, 2, 0], [70, 1, 7]]).T
+    once, twice, often = codes_of(events, days, ages).tolist()
+    bags = Ragged.from_lists([[2, 3], [2, 3], [3]], [[once, once], [once, twice], [often]])
+    # (1 + 3) / 2, then (1 + 3 · 1.75) / 2, then 3 · (1 + 2 - 1)
+    assert net(to_tensors({"apps": bags}, {"apps": 4})).tolist() == [2.0, 3.125, 6.0]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
-def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling) -> None:
+def test_weights_that_have_learned_nothing_change_no_bit(pooling: Pooling) -> None:
+    bags = {name: replace(bag, codes=np.full(len(bag.values), 77, np.uint8)) for name, bag in BATCH.items()}
+    with_codes = seeded_net(pooling="sqrt_n", token_weights=True)(to_tensors(bags, SIZES))
+    assert torch.equal(with_codes, seeded_net(pooling="sqrt_n")(to_tensors(BATCH, SIZES)))
+    # a network without weights overlooks codes
+    assert torch.equal(
+        seeded_net(pooling=pooling)(to_tensors(bags, SIZES)),
+        seeded_net(pooling=pooling)(to_tensors(BATCH, SIZES)),
+    )
+
+
+def test_codes_of_a_field_are_looked_up_in_its_own_weights() -> None:
+    rows = {"apps": Ragged.from_lists([[2], [3]]), "model": Ragged.from_lists([[2], [3]], [[7], [255]])}
+    _, _, codes = to_tensors(rows, SIZES)
+    assert codes is not None
+    assert codes.tolist() == [0, 0, 256 + 7, 256 + 255]
+
+
+def test_training_learns_what_codes_tell() -> None:
+    """The ids say nothing: only how often a token was seen does."""
+    random = np.random.default_rng(0)
+    codes = [[int(code)] for code in random.integers(0, 8, size=900)]
+    labels = [int(random.random() < (0.9 if code > 3 else 0.1)) for [code] in codes]
+    plain = rows_of(labels, [row % 3 for row in range(900)], [[2]] * 900, [[2]] * 900)
+    rows = replace(plain, bags=dict(plain.bags) | {"apps": Ragged.from_lists([[2]] * 900, codes)})
+    aucs = [max(r.validation_auc for r in train(each).curves) for each in (rows, plain)]
+    assert aucs[0] > 0.85
+    assert aucs[1] == 0.5
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
+def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling, weighted: bool) -> None:
     """The sum has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
     torch.manual_seed(0)
-    network = AudienceNet([6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_std=1.0)
-    bags = as_tensors(Ragged.from_lists([[1, 1, 2], [5], [0], [6, 7, 7, 10], [8], [6, 6]]), "cpu")
+    network = AudienceNet(
+        [6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_std=1.0, token_weights=weighted
+    )
+    packed = Ragged.from_lists([[1, 1, 2], [5], [0], [6, 7, 7, 10], [8], [6, 6]])
+    bags = as_tensors(
+        replace(packed, codes=np.arange(12, dtype=np.int32) * 40) if weighted else packed, "cpu"
+    )
+    if network.token_weights is not None:
+        for part in network.token_weights.parameters():
+            torch.nn.init.normal_(part, std=0.3)
     found = {}
     for mode in (True, False):
         network.train(mode).zero_grad()
         logits = network(bags)
         logits.square().sum().backward()
-        found[mode] = (logits.detach(), network.embeddings.grad.clone())  # type: ignore[union-attr]
+        learned = [network.embeddings, *(network.token_weights.parameters() if network.token_weights else [])]
+        found[mode] = (logits.detach(), *[p.grad.clone() for p in learned])  # type: ignore[union-attr]
     for ours, theirs in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(ours, theirs)
     assert found[True][1][[3, 4, 9]].abs().sum() == 0  # tokens that no row has
@@ -335,6 +395,7 @@ def test_the_published_network_has_none_of_the_additions() -> None:
         "hidden": [256, 128],
         "pooling": "mean",
         "token_counts": False,
+        "token_weights": False,
         "members": 1,
     }
     trained = train(simulated_rows(), replace(published, max_epochs=6, learning_rate=1e-2))
@@ -415,6 +476,18 @@ def test_reading_joins_files_and_row_groups(tmp_path: Path) -> None:
     assert [str(rows.labels.dtype), str(rows.split.dtype)] == ["float32", "int8"]
     assert rows.bags["apps"].values.tolist() == [2, 3, 4, 0, 5, 6, 7]
     assert rows.bags["apps"].offsets.tolist() == [0, 1, 3, 4, 7]
+
+
+def test_reading_keeps_what_each_token_weighs(tmp_path: Path) -> None:
+    columns = columns_of([0, 1, 0], [[2], [3, 4], [0]])
+    weights: Any = pa.array([b"\x02", b"\x03\xff", b"\x00"])
+    path = write_rows(tmp_path / "1.parquet", columns | {"apps_weights": weights})
+    bags = TrainingFiles([path], ["apps"]).read().bags["apps"]
+    assert bags.each_code().tolist() == [2, 3, 255, 0]
+    assert bags.take(np.array([1])).each_code().tolist() == [3, 255]
+    without = write_rows(tmp_path / "2.parquet", columns)
+    with pytest.raises(DataError, match=r"(?s)2\.parquet has other columns.*'apps_weights': 'binary'"):
+        TrainingFiles([path, without], ["apps"])
 
 
 def test_reading_refuses_what_is_missing(tmp_path: Path) -> None:

@@ -437,6 +437,40 @@ def test_a_challenger_no_better_than_chance_leaves_the_former_champion_serving(
     assert project.models.current("car_buyers", "champion") == former
 
 
+def test_a_former_champion_of_a_former_format_counts_as_none(chain: Chain, tmp_path: Path) -> None:
+    """What serves must be trained anew; until it is, the checks say so."""
+    project = chain.project.copied_to(tmp_path / "data")
+    models, (rows, vocabulary) = project.models, training_rows(project)
+    logistic = train_logistic(rows, vocabulary.sizes, LogisticConfig(C=(0.1,)))
+    known = models.current("car_buyers", "champion").properties
+
+    def write(directory: Path) -> Mapping[str, Any]:
+        measured = _bundled(directory, logistic, vocabulary, rows)
+        manifest = directory / "bundle.json"
+        manifest.write_text(manifest.read_text().replace('"format_version": 3', '"format_version": 2'))
+        return {**known, "metrics": measured.to_dict()}
+
+    former = models.add("car_buyers", "champion", write)
+    learn_the_contrary(project)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, ["car_buyers/champion_model"])
+
+    promotion = models.current("car_buyers", "challenger").properties["promotion"]
+    assert (promotion["former"], promotion["auc_behind"], promotion["gain_low"]) == (
+        former.version,
+        0.0,
+        None,
+    )
+    assert not verdicts(result)["car_buyers/champion_model:its_bundle_loads_with_its_vocabulary"]
+    [told] = [
+        e
+        for e in result.get_asset_check_evaluations()
+        if e.check_name == "its_bundle_loads_with_its_vocabulary"
+    ]
+    assert "unknown format version" in str(told.metadata)
+    assert "train once" in str(told.metadata)
+
+
 def test_what_the_promotion_rows_say_changes_no_candidate(chain: Chain, tmp_path: Path) -> None:
     project = chain.project.copied_to(tmp_path / "data")
     [file] = project.lake.files("training_set", ["car_buyers"])

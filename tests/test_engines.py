@@ -5,7 +5,7 @@ One suite over every engine and architecture that a bundle may be of. A new one 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.linear_model import LogisticRegression
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.errors import BundleError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
@@ -46,9 +47,9 @@ from tests.test_onnx_model import graph, literal
 APPS = tuple(f"app-{number}" for number in range(60))
 VOCABULARY = Vocabulary(
     (
-        FieldVocabulary("apps", 20, APPS),
+        FieldVocabulary("apps", 20, APPS, weighted=True),
         FieldVocabulary("model", 1, ("pixel", "nokia")),
-        FieldVocabulary("campaigns", 3, tuple(f"campaign-{number}" for number in range(9))),
+        FieldVocabulary("campaigns", 3, tuple(f"campaign-{number}" for number in range(9)), weighted=True),
     )
 )
 SIZES = VOCABULARY.sizes
@@ -97,9 +98,19 @@ def tokens() -> pa.Table:
         )
         for _ in range(ROWS - len(strange))
     ]
+    return with_weights(dict(zip(SIZES, zip(*strange, *ordinary, strict=True), strict=True)), random)
+
+
+def with_weights(
+    columns: Mapping[str, Sequence[Sequence[str | None] | None]], random: np.random.Generator
+) -> pa.Table:
+    """Tokens, and a random byte for each of those that weigh."""
+    weights = {
+        weights_column(name): pa.array([random.bytes(len(bag or [])) for bag in columns[name]], pa.binary())
+        for name in ("apps", "campaigns")
+    }
     strings = pa.list_(pa.string())
-    columns = zip(*strange, *ordinary, strict=True)
-    return pa.table([pa.array(column, strings) for column in columns], names=list(SIZES))
+    return pa.table({name: pa.array(bags, strings) for name, bags in columns.items()} | weights)
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +133,30 @@ def bags_of(bag: Ragged) -> list[np.ndarray]:
     return [bag.values[start:stop] for start, stop in pairwise(bag.offsets)]
 
 
+def codes_in(bag: Ragged) -> list[np.ndarray]:
+    return [bag.each_code()[start:stop].astype(int) for start, stop in pairwise(bag.offsets)]
+
+
+def sums_of(table: np.ndarray, bag: Ragged, weights: np.ndarray) -> np.ndarray:
+    """[rows, D] of a table [V, D] and what each code weighs, [256]."""
+    return np.stack(
+        [
+            (table[ids] * weights[codes, np.newaxis]).sum(axis=0)
+            for ids, codes in zip(bags_of(bag), codes_in(bag), strict=True)
+        ]
+    )
+
+
 def in_double(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy().astype(np.float64) for name, tensor in state.items()}
 
 
 @cache
 def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
-    """A network whose token counts are inputs, too, where it has more than one member."""
+    """A network whose token counts are inputs, too, where it has more than one member.
+
+    Where it takes means, all tokens weigh the same.
+    """
     torch.manual_seed(1)
     parameters: dict[str, Any] = {
         "embedding_dim": 32,
@@ -136,17 +164,32 @@ def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
         "pooling": pooling,
         "members": members,
         "token_counts": members > 1,
+        "token_weights": pooling == "sqrt_n",
     }
     network = AudienceNet(list(SIZES.values()), embedding_init_std=5.0, **parameters)
+    if network.token_weights is not None:
+        for part in network.token_weights.parameters():
+            torch.nn.init.normal_(part, std=0.5)
     model = Network({"name": "audience_net", **parameters}, network.state_dict())
     weights = in_double(model.state)
     tables = np.split(weights["embeddings"], np.cumsum(list(SIZES.values()))[:-1])
 
+    def weights_of(member: int, field: int) -> np.ndarray:
+        """What each code weighs, [256]."""
+        if pooling == "mean":
+            return np.ones(256)
+        codes = np.arange(256)
+        parts = {"events": codes % 8, "days": codes // 8 % 4, "ages": codes // 32}
+        found = np.ones(256)
+        for part, classes in parts.items():
+            found += np.append(0, weights[f"token_weights.{part}"][member, field])[classes]
+        return found
+
     def inputs_of(member: int, rows: EncodedRows) -> np.ndarray:
         own = slice(member * 32, member * 32 + 32)
         pooled, counts = [], []
-        for table, bag in zip(tables, rows.values(), strict=True):
-            sums = np.stack([table[ids, own].sum(axis=0) for ids in bags_of(bag)])
+        for field, (table, bag) in enumerate(zip(tables, rows.values(), strict=True)):
+            sums = sums_of(table[:, own], bag, weights_of(member, field))
             lengths = bag.lengths[:, np.newaxis].astype(np.float64)
             pooled.append(sums / (np.sqrt(lengths) if pooling == "sqrt_n" else lengths))
             counts.append(np.log(lengths))
@@ -175,8 +218,9 @@ def logistic() -> tuple[Network, Exact]:
 
     def exact(rows: EncodedRows) -> np.ndarray:
         tables = np.split(weights["weights"][:, 0], np.cumsum(list(SIZES.values()))[:-1])
+        entries = np.arange(256) % 8 + 1.0
         sums = [
-            [table[ids].sum() for ids in bags_of(bag)]
+            sums_of(table[:, np.newaxis], bag, entries)[:, 0]
             for table, bag in zip(tables, rows.values(), strict=True)
         ]
         return sigmoid(np.sum(sums, axis=0) + weights["bias"])
@@ -370,8 +414,8 @@ def test_no_rows_give_no_scores(engine: Engine, rows: EncodedRows) -> None:
 
 
 def score_of(engine: Engine, *bags: Sequence[str] | None) -> float:
-    columns = [pa.array([bag], pa.list_(pa.string())) for bag in bags]
-    tokens = pa.table(columns, names=list(SIZES))
+    columns = {name: [bag] for name, bag in zip(SIZES, bags, strict=True)}
+    tokens = with_weights(columns, np.random.default_rng(7))  # the same ones of the same tokens
     return float(engine.scorer.score(engine.scorer.vocabulary.encode(tokens))[0])
 
 
@@ -381,6 +425,19 @@ def test_bags_mean_what_they_hold(engine: Engine) -> None:
     assert score_of(engine, ["app-3", "app-4"], ["nokia", "pixel"], ["campaign-1"]) == usual  # truncated
     unknown = score_of(engine, ["app-3", "unheard-of"], ["nokia"], ["campaign-1"])
     assert unknown == score_of(engine, ["app-3", "never-seen"], ["nokia"], ["campaign-1"])
+
+
+def test_a_token_weighs_by_its_code(engine: Engine, rows: EncodedRows) -> None:
+    """But in models that read ids alone."""
+    plain = {
+        name: bag if bag.codes is None else replace(bag, codes=np.zeros_like(bag.codes))
+        for name, bag in rows.items()
+    }
+    reads_no_codes = engine.scorer.manifest.architecture.get("pooling") == "mean"
+    if engine.scorer.manifest.engine == "onnx":
+        names = {node.name for node in engine.scorer._graph._session.get_inputs()}  # type: ignore[attr-defined]
+        reads_no_codes = "apps_codes" not in names and len(names) > 1
+    assert np.array_equal(engine.scorer.score(plain), engine.whole) == reads_no_codes
 
 
 # --- refusals ----------------------------------------------------------------------------------------
@@ -410,6 +467,23 @@ def test_ids_of_another_vocabulary_are_refused(
 def test_rows_without_a_field_are_refused(engine: Engine, rows: EncodedRows) -> None:
     with pytest.raises(BundleError, match=r"(?s)lack fields of the model.*\['model'\]"):
         engine.scorer.score({name: bag for name, bag in rows.items() if name != "model"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"apps": Ragged.from_lists([[3]])},
+            r"(?s)'apps'.* weigh otherwise.*no codes for 1 ids.*a code for each",
+        ),
+        ({"model": Ragged.from_lists([[3]], [[9]])}, r"(?s)'model'.* weigh otherwise.*1 codes.*: no codes"),
+    ],
+)
+def test_rows_that_weigh_otherwise_than_the_models_are_refused(
+    engine: Engine, rows: EncodedRows, changes: dict[str, Ragged], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        engine.scorer.score({name: bag.slice(0, 1) for name, bag in rows.items()} | changes)
 
 
 def test_fields_of_unequal_length_are_refused(engine: Engine, rows: EncodedRows) -> None:

@@ -4,11 +4,13 @@ import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
+import numpy as np
 import pytest
 from pyspark.sql import DataFrame
 
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.features.feature_tokens import collect_tokens, files_of, window
+from pipelines.steps.features.token_weights import codes_of
 from tests.conftest import Frame
 
 DAY = date(2025, 3, 10)
@@ -31,10 +33,14 @@ def noon(day: date) -> datetime:
 
 
 def device_day(
-    day: date, model: Sequence[str] = (), apps: Sequence[str] = (), device_id: str = "phone"
+    day: date,
+    model: Sequence[str | tuple[str, int]] = (),
+    apps: Sequence[str | tuple[str, int]] = (),
+    device_id: str = "phone",
 ) -> tuple[object, ...]:
-    def counted(values: Sequence[str]) -> list[dict[str, object]]:
-        return [{"value": value, "events": 1} for value in values]
+    def counted(values: Sequence[str | tuple[str, int]]) -> list[dict[str, object]]:
+        pairs = [(value, 1) if isinstance(value, str) else value for value in values]
+        return [{"value": value, "events": events} for value, events in pairs]
 
     return (device_id, day, noon(day), counted(model), counted(apps))
 
@@ -86,7 +92,7 @@ def test_many_as_of_days_at_once_equal_one_at_a_time(frame: Frame) -> None:
             if rng.random() < 0.4:  # most windows have days without the device
                 model, seen = (
                     rng.sample(models, rng.randint(0, 2)),
-                    sorted(rng.sample(apps, rng.randint(0, 4))),
+                    [(app, rng.randint(1, 40)) for app in sorted(rng.sample(apps, rng.randint(0, 4)))],
                 )
                 rows.append(device_day(days_before(back), model, seen, f"device-{device}"))
     daily = frame(DAILY, rows).cache()
@@ -99,8 +105,8 @@ def test_many_as_of_days_at_once_equal_one_at_a_time(frame: Frame) -> None:
 
 # --- which tokens, in which order -----------------------------------------------------------------
 
-Seen = dict[int, list[str]]
-"""Days before the as-of day → raw values of that day."""
+Seen = dict[int, list[str | tuple[str, int]]]
+"""Days before the as-of day → raw values of that day, each once or with its number of events."""
 
 SINGLE_CASES: Mapping[str, tuple[Seen, list[str]]] = {
     "newest day": ({1: ["old"], 0: ["new"]}, ["new"]),
@@ -119,6 +125,21 @@ MULTI_CASES: Mapping[str, tuple[Seen, list[str]]] = {
     "spellings count once a day": ({2: ["a"], 1: ["a"], 0: ["b", "B:x"]}, ["a", "b"]),
     "nothing said": ({0: ["null", ""]}, []),
 }
+WEIGHT_CASES: Mapping[str, tuple[Seen, list[tuple[int, int, int]]]] = {
+    "once, today": ({0: ["a"]}, [(1, 1, 0)]),
+    "events of all days": ({5: [("a", 3)], 1: [("a", 61), ("b", 2)]}, [(64, 2, 1), (2, 1, 1)]),
+    "spellings add their events and count a day once": (
+        {2: [("a", 4), ("A", 4), ("a:push", 1)], 3: ["A"]},
+        [(10, 2, 2)],
+    ),
+    "weights are cut with their tokens": (
+        {6: [("a", 9), ("b", 99)], 3: ["a"], 0: ["c", "d", "z"]},
+        [(10, 2, 3), (1, 1, 0), (1, 1, 0)],
+    ),
+    "beyond the window is not counted": ({7: [("a", 70)], 4: ["a"]}, [(1, 1, 4)]),
+    "no bytes without tokens": ({0: ["null", ""]}, []),
+}
+"""Raw values of `apps` → events, days and age of each of its tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +155,12 @@ def tokens(frame: Frame) -> dict[str, Row]:
         for case, (seen, _) in MULTI_CASES.items()
         for back, values in seen.items()
     ]
-    return {str(row["device_id"]): row for row in collect(frame(DAILY, [*single, *multi]))}
+    weighted = [
+        device_day(days_before(back), model=values, apps=values, device_id=case)
+        for case, (seen, _) in WEIGHT_CASES.items()
+        for back, values in seen.items()
+    ]
+    return {str(row["device_id"]): row for row in collect(frame(DAILY, [*single, *multi, *weighted]))}
 
 
 @pytest.mark.parametrize("case", SINGLE_CASES)
@@ -151,9 +177,31 @@ def test_a_multi_valued_field_has_its_tokens_by_days_then_age_then_name(
     assert tokens[case]["apps"] == MULTI_CASES[case][1]
 
 
+@pytest.mark.parametrize("case", WEIGHT_CASES)
+def test_each_token_has_a_byte_that_says_events_days_and_age(case: str, tokens: dict[str, Row]) -> None:
+    expected = WEIGHT_CASES[case][1]
+    events, days, ages = np.array(expected, dtype=np.int64).reshape(-1, 3).T
+    assert tokens[case]["apps_weights"] == codes_of(events, days, ages).tobytes()
+
+
+def test_a_single_valued_field_has_the_byte_of_its_one_token(tokens: dict[str, Row]) -> None:
+    # the newest day's first value, seen 61 times then and 3 times before
+    assert tokens["events of all days"]["model"] == ["a"]
+    assert tokens["events of all days"]["model_weights"] == tokens["events of all days"]["apps_weights"][:1]  # type: ignore[index]
+    assert tokens["no bytes without tokens"]["model_weights"] == b""
+
+
 def test_a_device_without_tokens_is_kept_with_empty_lists(frame: Frame) -> None:
     assert collect(frame(DAILY, [device_day(DAY)])) == [
-        {"device_id": "phone", "day": DAY, "last_event_time": noon(DAY), "model": [], "apps": []}
+        {
+            "device_id": "phone",
+            "day": DAY,
+            "last_event_time": noon(DAY),
+            "model": [],
+            "apps": [],
+            "model_weights": b"",
+            "apps_weights": b"",
+        }
     ]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.errors import BundleError, DataError
+from pipelines.steps.features.behaviour_codes import LABELS
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, Ragged
 from pipelines.steps.features.feature_vocabulary import (
     FieldVocabulary,
@@ -20,6 +21,7 @@ from pipelines.steps.features.feature_vocabulary import (
     fit_vocabulary,
     show_tokens,
 )
+from pipelines.steps.scoring.parity import encode_plainly
 from tests.conftest import Frame
 
 TOKENS = pa.list_(pa.string())
@@ -45,6 +47,59 @@ def to_lists(ragged: Ragged) -> list[list[int]]:
         ragged.values[begin:end].tolist()
         for begin, end in zip(ragged.offsets[:-1], ragged.offsets[1:], strict=True)
     ]
+
+
+# --- behaviour ----------------------------------------------------------------------------------
+
+
+BEHAVED = FieldVocabulary("behaviour", 2, ("events_7d=2", "events_7d=8", "recency=none", "recency=1"))
+
+
+@pytest.mark.parametrize(
+    ("token", "known"),
+    [
+        ("events_7d=8", "events_7d=8"),
+        ("events_7d=3", "events_7d=2"),
+        ("events_7d=64", "events_7d=8"),
+        ("events_7d=0", "events_7d=2"),
+        ("events_7d=4", "events_7d=2"),  # as near to both: the one nearer to 0
+        ("recency=96", "recency=1"),
+        ("recency=none", "recency=none"),
+    ],
+)
+def test_a_code_that_the_vocabulary_lacks_is_read_as_the_nearest(token: str, known: str) -> None:
+    assert to_lists(BEHAVED.encode(arrow_lists([[token, token]]))) == [
+        [BEHAVED.tokens.index(known) + RESERVED_IDS] * 2
+    ]
+
+
+@pytest.mark.parametrize("token", ["events_7d=none", "tenure=4", "events_7d=soon", "events_7d", None])
+def test_what_has_no_code_of_a_known_behaviour_is_unknown(token: str | None) -> None:
+    assert to_lists(BEHAVED.encode(arrow_lists([[token]]))) == [[UNKNOWN_ID]]
+
+
+@given(
+    st.lists(st.sampled_from(LABELS), unique=True, max_size=6),
+    st.lists(st.one_of(st.none(), st.sampled_from(LABELS), st.text(max_size=3)), max_size=6),
+)
+def test_codes_are_read_as_the_parity_check_reads_them(known: list[str], labels: list[str | None]) -> None:
+    """It shares no code with the encoding that scores."""
+    vocabulary = Vocabulary((FieldVocabulary("cars_past", 9, tuple(f"days_7d={label}" for label in known)),))
+    tokens = [None if label is None else f"days_7d={label}" for label in labels]
+    table = pa.table({"cars_past": arrow_lists([tokens])})
+    fast, plain = vocabulary.encode(table), encode_plainly(table, vocabulary)
+    assert to_lists(fast["cars_past"]) == to_lists(plain["cars_past"])
+
+
+def test_a_field_whose_tokens_look_like_codes_has_none_but_its_own() -> None:
+    plain = FieldVocabulary("apps", 2, ("events_7d=2",))
+    assert to_lists(plain.encode(arrow_lists([["events_7d=3"]]))) == [[UNKNOWN_ID]]
+
+
+def test_a_vocabulary_of_some_fields_keeps_their_ids() -> None:
+    assert VOCABULARY.only(["model"]) == Vocabulary((MODEL,))
+    with pytest.raises(DataError, match="run training_job, which fits the vocabulary first"):
+        VOCABULARY.only(["model", "cars_past"])
 
 
 # --- encoding -------------------------------------------------------------------------------------

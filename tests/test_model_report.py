@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabul
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS, Scorer, write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.metrics import Difference, Interval, compute_metrics
+from pipelines.steps.promotion.candidate_models import Measured
 from pipelines.steps.promotion.champion_model import Promotion
 from pipelines.steps.promotion.model_card import make_card
 from pipelines.steps.promotion.model_report import (
     Share,
     at_threshold,
     lift_by_decile,
+    report_later,
     report_model,
     slice_rows,
     token_effects,
@@ -69,6 +72,11 @@ def rows() -> dict[str, Ragged]:
 @pytest.fixture(scope="module")
 def labels(scorer: Scorer, rows: dict[str, Ragged]) -> np.ndarray:
     return (np.random.default_rng(1).random(ROWS) < scorer.score(rows)).astype(np.float32)
+
+
+def measured_on_both(labels: np.ndarray, probabilities: np.ndarray) -> Measured:
+    """A candidate that does alike on validation and test rows."""
+    return Measured(compute_metrics(labels, probabilities), compute_metrics(labels, probabilities))
 
 
 def test_a_share_has_wilsons_interval() -> None:
@@ -134,9 +142,67 @@ def test_the_strongest_token_comes_first(scorer: Scorer, rows: dict[str, Ragged]
     assert [e.token for e in token_effects(scorer, rows)["brand"]] == ["nokia", "pixel"]
 
 
+# --- the later day ----------------------------------------------------------------------------------------
+
+
+def test_a_later_day_is_told_beside_what_the_model_said() -> None:
+    labels = np.array([1] * 4 + [0] * 16, dtype=np.float32)
+    later = report_later(
+        "2025-05-30", labels, np.linspace(1, 0, 20, dtype=np.float32), {"sure": 0.9, "surer": None}
+    )
+    assert (later.day, later.rows, later.positives) == ("2025-05-30", 20, 4)
+    assert later.probability == pytest.approx(0.5)
+    assert later.top is not None
+    assert (later.top.rows, later.top.rate, later.top.lift) == pytest.approx((2, 1.0, 5.0))
+    sure = later.delivered["sure"]
+    assert sure is not None
+    assert sure.rows == 2
+    assert later.delivered["surer"] is None
+
+
+@pytest.mark.parametrize("labels", [[], [0, 0, 0]])
+def test_a_later_day_without_a_positive_has_no_lift(labels: list[int]) -> None:
+    probabilities = np.full(len(labels), 0.25, dtype=np.float32)
+    later = report_later("2025-05-30", np.array(labels, dtype=np.float32), probabilities, {})
+    assert later.top is None
+
+
+def test_a_card_shows_the_test_devices_and_the_later_day(
+    scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray
+) -> None:
+    probabilities = scorer.score(rows)
+    report = report_model(scorer, labels, probabilities, rows, {"sure": 0.8})
+    own = compute_metrics(labels, probabilities)
+    measured = Measured(own, replace(own, auc=0.8125), replace(own, auc=0.7031))
+    report = replace(report, later=report_later("2025-05-30", labels, probabilities, {"sure": 0.8}))
+
+    card = make_card("cars", {}, report, {"logistic": measured}).markdown
+
+    promised, later = card.split("## A later day")
+    assert "| logistic | 0.8125 |" in promised
+    assert "| logistic | 0.7031 |" in later
+    assert "All of this is of 2025-05-30, the newest as-of day" in later
+    assert f"{ROWS:,} devices, {int(labels.sum()):,} positive" in later
+    assert "Of the most probable tenth" in later
+    assert "## Promised and happened" in promised
+    assert "Promised for this day, and happened:" in later
+    assert f"All {ROWS:,} devices: " in later
+    assert "| sure " in later.split("## Lift")[0]
+
+
+def test_a_card_says_where_no_later_day_was_kept(
+    scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray
+) -> None:
+    report = report_model(scorer, labels, scorer.score(rows), rows, {})
+    card = make_card(
+        "cars", {}, report, {"logistic": measured_on_both(labels, report.probabilities)}
+    ).markdown
+    assert "There is none: too few as-of days lie a whole horizon before the newest" in card
+
+
 def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray) -> None:
     report = report_model(scorer, labels, scorer.score(rows), rows, {"sure": 0.8, "surer": None})
-    metrics = {"logistic": compute_metrics(labels, report.probabilities)}
+    metrics = {"logistic": measured_on_both(labels, report.probabilities)}
     card = make_card("cars", {"version": "abc"}, report, metrics, {"dnn": Difference(0.01, -0.02, 0.03)})
     for text in [
         "# cars",
@@ -159,7 +225,7 @@ def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np
 def test_a_card_of_the_same_model_is_the_same(
     scorer: Scorer, rows: dict[str, Ragged], labels: np.ndarray, tmp_path: Path
 ) -> None:
-    metrics = {"logistic": compute_metrics(labels, scorer.score(rows))}
+    metrics = {"logistic": measured_on_both(labels, scorer.score(rows))}
     report = report_model(scorer, labels, scorer.score(rows), rows, {})
     first, second = (make_card("cars", {}, report, metrics) for _ in range(2))
     assert first == second
@@ -180,7 +246,7 @@ def test_a_card_says_on_which_rows_the_promotion_was_decided_and_how(
         former_may_have_seen_rows=True,
     )
     card = make_card(
-        "cars", {}, report, {"logistic": compute_metrics(labels, report.probabilities)}, None, refused
+        "cars", {}, report, {"logistic": measured_on_both(labels, report.probabilities)}, None, refused
     )
     for text in [
         "## Promotion",

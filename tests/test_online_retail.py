@@ -94,8 +94,6 @@ def retail(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ret
         for first, last in split_range(FIRST_DAY, LAST_DAY):
             job = f"ingestion_job {first}"
             results[job] = run_days(definitions, instance, "ingestion_job", first, last)
-        for day in AS_OF_DAYS:
-            results[f"features_job {day}"] = run_days(definitions, instance, "features_job", day, day)
         results["training_job"] = run(definitions, instance, "training_job")
         results["daily_job"] = run_days(definitions, instance, "daily_job", SCORED_DAY, SCORED_DAY)
     return Retail(root / "data", results, read_log())

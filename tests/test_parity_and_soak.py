@@ -39,26 +39,37 @@ def test_rows_hold_bags_that_are_odd_in_every_way(odd_rows: pa.Table) -> None:
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_dict_and_the_vocabulary_give_the_same_ids(odd_rows: pa.Table, narrow: bool) -> None:
-    vocabulary = parity_rows.vocabulary_of(parity_rows.Net(4, (), "mean", narrow=narrow))
-    described = [{"name": f.name, "max_length": f.max_length, "tokens": f.tokens} for f in vocabulary.fields]
+    vocabulary = parity_rows.vocabulary_of(parity_rows.Net(4, (), "mean", narrow=narrow, weighted=True))
+    described = json.loads(vocabulary.to_json())
     by_dict = eager_model.encode_by_dict(odd_rows, described)
     for name, bag in vocabulary.encode(odd_rows).items():
-        ids, offsets = by_dict[name]
+        ids, offsets, codes = by_dict[name]
+        assert codes is not None
+        assert codes.tolist() == bag.each_code().tolist()
         assert ids.tolist() == bag.values.tolist()
         assert offsets.tolist() == bag.offsets.tolist()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
 def test_eager_pytorch_gives_the_bits_of_the_bundle(
-    odd_rows: pa.Table, tmp_path: Path, pooling: Pooling
+    odd_rows: pa.Table, tmp_path: Path, pooling: Pooling, weighted: bool
 ) -> None:
-    net = parity_rows.Net(4, (8,), pooling, narrow=True)
+    net = parity_rows.Net(4, (8,), pooling, narrow=True, weighted=weighted)
     vocabulary = parity_rows.vocabulary_of(net)
     torch.manual_seed(0)
     network = AudienceNet(
-        list(vocabulary.sizes.values()), embedding_dim=4, hidden=(8,), pooling=pooling, embedding_init_std=1.0
+        list(vocabulary.sizes.values()),
+        embedding_dim=4,
+        hidden=(8,),
+        pooling=pooling,
+        embedding_init_std=1.0,
+        token_weights=weighted,
     )
-    config = DnnConfig.published(embedding_dim=4, hidden=(8,), pooling=pooling)
+    if network.token_weights is not None:
+        for part in network.token_weights.parameters():
+            torch.nn.init.normal_(part, std=0.3)
+    config = DnnConfig.published(embedding_dim=4, hidden=(8,), pooling=pooling, token_weights=weighted)
     model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
     write_bundle(tmp_path / "net", model, vocabulary, training_days=[], code_version="test", metrics={})
 

@@ -144,6 +144,18 @@ def test_days_may_roll(workplace: Workplace) -> None:
     assert workplace.load().audiences[0].as_of_days == RollingDays(count=2, every_days=30)
 
 
+def test_days_may_roll_over_all_history(workplace: Workplace) -> None:
+    workplace.replace('as_of_days:\n  - "2025-03-01"\n  - 2025-02-01', "as_of_days: {every_days: 30}")
+
+    assert workplace.load().audiences[0].as_of_days == RollingDays(count=None, every_days=30)
+
+
+def test_an_audience_that_names_no_days_is_trained_on_one_a_week_of_all_history(workplace: Workplace) -> None:
+    workplace.replace('as_of_days:\n  - "2025-03-01"\n  - 2025-02-01\n', "")
+
+    assert workplace.load().audiences[0].as_of_days == RollingDays(count=None, every_days=7)
+
+
 def test_days_may_be_counted_from_the_first_day_of_events(workplace: Workplace) -> None:
     workplace.replace('as_of_days:\n  - "2025-03-01"', "as_of_days:\n  - first_day + 59\n  - first_day+3")
 
@@ -203,6 +215,7 @@ def test_an_audience_has_defaults(workplace: Workplace) -> None:
         "patience": 15,
         "negatives_kept": 1.0,
         "max_auc_loss": 0.01,
+        "rehearse": True,
         "promotion_fraction": 0.1,
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
@@ -388,6 +401,8 @@ def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
         # names
         ("  apps:", "  Apps:", "fields.Apps", "Apps", "lower_snake", "rename the field"),
         ("  apps:", "  day:", "fields.day", "day", "none of", "rename the field"),
+        ("  apps:", "  device_model_weights:", "fields.device_model_weights", "device_model_weights",
+         "a name other than that of the column of weights of device_model", "rename the field"),
         ("label:", "name: Car-Buyers\nlabel:", "name", "'Car-Buyers'", "lower_snake", "`car_buyers`"),
         ("known_model:", "Known Model:",
          "events.filters.Known Model", "'Known Model'", "lower_snake", "`known_model`"),

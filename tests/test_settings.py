@@ -13,6 +13,7 @@ from dagster._core.loader import LoadingContextForTest
 from pipelines.steps.config.project import load_project
 from pipelines.steps.config.settings import (
     DAILY_FORMAT,
+    TOKEN_FORMAT,
     daily_settings,
     event_settings,
     fields_of_settings,
@@ -59,9 +60,11 @@ def edited(project: SmallProject, directory: Path, **changes: tuple[str, str]) -
 
 
 def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: SmallProject) -> None:
-    fields = load_project(written.audiences_dir).fields
+    project = load_project(written.audiences_dir)
+    fields = project.fields
 
-    events, daily, tokens = event_settings(fields.events), daily_settings(fields), token_settings(fields)
+    events, daily = event_settings(fields.events), daily_settings(fields)
+    tokens = token_settings(fields, project.signals)
 
     assert "events.filters.not_emulator" in events
     assert not [key for key in events if "path" in key or "_day" in key]  # where they lie makes no other rows
@@ -70,14 +73,34 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
     }
     assert tokens.keys() - daily.keys() == {
         "window_days",
+        "format",
+        "behaviour.format",
+        "behaviour.without",
+        *(key for measure in fields.measures for key in (measure.key, f"measures.{measure.name}.max")),
+        *(signal.setting for signal in project.signals),
         *(f"fields.{field.name}.{key}" for field in fields.fields for key in ("normalizer", "max_length")),
     }
     assert fields_of_settings(tokens, ["apps"]) == {
         "window_days": 3,
+        "format": 2,
         "fields.apps.column": "app_package",
         "fields.apps.kind": "multi",
         "fields.apps.normalizer": "package",
         "fields.apps.max_length": 100,
+    }
+    behaviour = {key: tokens[key] for key in ("window_days", "behaviour.format", "behaviour.without")}
+    assert fields_of_settings(tokens, ["behaviour"]) == behaviour
+    assert fields_of_settings(tokens, ["apps_distinct"]) == behaviour | {
+        "fields.apps.column": "app_package",
+        "fields.apps.kind": "multi",
+    }
+    assert fields_of_settings(tokens, ["name_length_amounts"]) == behaviour | {
+        "measures.name_length.sql": "length(app_package)",
+        "measures.name_length.max": False,
+    }
+    assert fields_of_settings(tokens, ["car_pages_past", "bike_buyers_past"]) == behaviour | {
+        "signals.car_pages": {"where": "app_package like 'com.cars.%'"},
+        "bike_buyers: label": {"where": "event_name = 'purchase' and product in ('bike', 'e-bike')"},
     }
 
 
@@ -143,6 +166,12 @@ def test_rows_of_a_former_format_are_refused_with_the_backfill_that_mends_them()
     assert raised.value.what == f"daily_fields {DAY} was made by a former version of this program"
     assert raised.value.remedy.startswith("backfill ingestion_job over these days")
 
+    with pytest.raises(DataError) as raised:
+        require_settings("feature_tokens", {DAY: MADE_WITH}, {**TOKEN_FORMAT, **MADE_WITH}, by="a champion")
+
+    assert raised.value.what == f"feature_tokens {DAY} was made by a former version of this program"
+    assert raised.value.remedy == "backfill features_job over these days"
+
 
 def test_a_model_that_was_trained_otherwise_is_named() -> None:
     with pytest.raises(DataError) as raised:
@@ -183,10 +212,21 @@ OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set
             "max_late_hours: 3",
             {"app_events", "daily_fields", *EVERY_SIGNAL, *OF_FIELDS},
         ),
-        ("fields", "length(app_package)", "length(product)", {"daily_fields"}),
-        ("fields", "measures:\n", "measures:\n  more: {sql: length(product)}\n", {"daily_fields"}),
-        ("fields", "com.cars.%", "com.bikes.%", {"signals/car_pages"}),
-        ("fields", "signals:\n", "signals:\n  opens: {event: {event_name: open}}\n", {"signals/opens"}),
+        ("fields", "length(app_package)", "length(product)", {"daily_fields", *OF_FIELDS}),
+        (
+            "fields",
+            "measures:\n",
+            "measures:\n  more: {sql: length(product)}\n",
+            {"daily_fields", *OF_FIELDS},
+        ),
+        ("fields", "com.cars.%", "com.bikes.%", {"signals/car_pages", *OF_FIELDS}),
+        (
+            "fields",
+            "signals:\n",
+            "signals:\n  opens: {event: {event_name: open}}\n",
+            {"signals/opens", *OF_FIELDS},
+        ),
+        ("fields", "window_days:", "behaviour: {without: [hours]}\nwindow_days:", OF_FIELDS),
         (
             "fields",
             "normalizer: package, min_devices: 2",

@@ -12,14 +12,23 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.steps.config.audience import Audience
+from pipelines.steps.config.audience import Audience, RollingDays, Training
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
-from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
-from pipelines.steps.labels.training_rows import PROMOTION, TEST, TRAIN, VALIDATION, TrainingFiles
+from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
+from pipelines.steps.labels.training_rows import (
+    LEFT_OUT,
+    OUT_OF_TIME,
+    PROMOTION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TrainingFiles,
+)
 from pipelines.steps.labels.training_set import (
     ClassBalance,
     PromotionBlock,
+    build_rows,
     class_balance,
     class_balances,
     count_splits,
@@ -27,6 +36,7 @@ from pipelines.steps.labels.training_set import (
     keep_negatives,
     label_devices,
     split_devices,
+    split_in_time,
 )
 from tests.conftest import Frame
 
@@ -44,14 +54,14 @@ def days_after(count: int) -> date:
     return DAY + timedelta(days=count)
 
 
-def audience(as_of_days: object, horizon_days: int = HORIZON_DAYS) -> Audience:
+def audience(as_of_days: object | None, horizon_days: int = HORIZON_DAYS) -> Audience:
     return Audience.model_validate(
         {
             "file": Path("buyers.yaml"),
             "name": "buyers",
             "label": {"event": {"event_name": "purchase"}},
             "horizon_days": horizon_days,
-            "as_of_days": as_of_days,
+            **({} if as_of_days is None else {"as_of_days": as_of_days}),
             "segments": ({"name": "top", "size": 10},),
             "destinations": ({"type": "folder", "path": "out"},),
         }
@@ -167,7 +177,45 @@ def test_a_rolling_day_needs_a_whole_window(known: int, enough: bool) -> None:
         matured_as_of_days(rolling, known_days(known), window_days=5)
 
 
-@pytest.mark.parametrize("as_of_days", [(DAY,), {"count": 3, "every_days": 30}])
+# Known days, the last of them DAY; the newest matured one is 7 days earlier, and a window has 5 days.
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (HORIZON_DAYS + 5, [0]),
+        (HORIZON_DAYS + 5 + 2, [0]),
+        (HORIZON_DAYS + 5 + 3, [3, 0]),
+        (HORIZON_DAYS + 5 + 8, [6, 3, 0]),
+    ],
+)
+def test_days_without_a_number_are_all_that_a_whole_window_lies_before(
+    known: int, expected: list[int]
+) -> None:
+    days = matured_as_of_days(audience({"every_days": 3}), known_days(known), window_days=5)
+    assert days == [days_after(-HORIZON_DAYS - before) for before in expected]
+
+
+def test_where_no_days_are_named_there_is_one_a_week_over_all_history() -> None:
+    unnamed = audience(None)
+    assert unnamed.as_of_days == RollingDays(every_days=7)
+    days = matured_as_of_days(unnamed, known_days(40), window_days=5)
+    assert days == [days_after(-HORIZON_DAYS - before) for before in (28, 21, 14, 7, 0)]
+
+
+def test_days_over_all_history_leave_out_those_with_a_day_missing_in_window_or_horizon() -> None:
+    missing = days_after(-HORIZON_DAYS - 14)  # in the window of one day, in the horizon of another
+    known = [day for day in known_days(40) if day != missing]
+    days = matured_as_of_days(audience(None), known, window_days=5)
+    assert days == [days_after(-HORIZON_DAYS - before) for before in (28, 7, 0)]
+
+
+def test_history_without_one_whole_window_and_horizon_is_an_error() -> None:
+    with pytest.raises(DataError) as raised:
+        matured_as_of_days(audience(None), known_days(HORIZON_DAYS + 4), window_days=5)
+    assert "buyers: as-of days 2025-03-03 cannot be trained on" in str(raised.value)
+    assert "run ingestion_job for 2025-02-27 once" in str(raised.value)
+
+
+@pytest.mark.parametrize("as_of_days", [(DAY,), {"count": 3, "every_days": 30}, None])
 def test_without_any_events_there_is_nothing_to_train_on(as_of_days: object) -> None:
     with pytest.raises(DataError, match="run ingestion_job"):
         matured_as_of_days(audience(as_of_days), [], window_days=5)
@@ -260,6 +308,112 @@ def test_a_device_is_in_the_split_that_it_was_in_in_every_version_of_this_code(f
     assert [row["split"] for row in rows.toArrow().to_pylist()] == [3, 0, 3, 0, 1, 1, 2, 2, 0, 1, 1, 1]
 
 
+# --- the newest as-of day -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("days_before", "horizon_days", "is_kept"),
+    [
+        ([21, 14, 7, 0], 7, True),  # three of four stay
+        ([14, 7, 0], 7, False),  # two
+        ([21, 14, 7, 0], 8, False),  # the horizon of the day before ends a day too late
+        ([42, 35, 28, 21, 14, 7, 0], 28, False),  # three of seven are less than half
+        ([49, 42, 35, 28, 21, 14, 7, 0], 28, True),  # four of eight
+        ([0], 7, False),
+    ],
+)
+def test_a_training_is_rehearsed_without_the_newest_as_of_day_where_history_is_long_enough(
+    days_before: list[int], horizon_days: int, is_kept: bool
+) -> None:
+    as_of_days = [days_after(-before) for before in days_before]
+    assert out_of_time_day(as_of_days, horizon_days) == (DAY if is_kept else None)
+
+
+OLD, OVERLAPPING = days_after(-HORIZON_DAYS), days_after(1 - HORIZON_DAYS)
+DEVICES = 40
+
+
+@pytest.fixture(scope="module")
+def in_time(frame: Frame) -> dict[date, dict[str, tuple[int, int]]]:
+    """Three as-of days of 40 devices: day → device → its split, and its row's in the rehearsal."""
+    devices = [f"d{number}" for number in range(DEVICES)]
+    tokens = [(device, day, ["a"], []) for device in devices for day in (OLD, OVERLAPPING, DAY)]
+    features = frame("device_id string, day date, apps array<string>, model array<string>", tokens)
+    events = frame(EVENTS, [("d0", MIDNIGHT, "purchase")])
+    rows = build_rows(features, events, audience(None), VOCABULARY, out_of_time=DAY).toArrow()
+    assert rows.schema.field("split_in_time").type == pa.int8()
+    found: dict[date, dict[str, tuple[int, int]]] = {OLD: {}, OVERLAPPING: {}, DAY: {}}
+    for row in rows.to_pylist():
+        found[row["day"]][row["device_id"]] = (row["split"], row["split_in_time"])
+    return found
+
+
+def test_no_row_of_the_newest_day_is_rehearsed_on(in_time: dict[date, dict[str, tuple[int, int]]]) -> None:
+    assert {later for split, later in in_time[DAY].values() if split != PROMOTION} == {OUT_OF_TIME}
+
+
+def test_no_label_of_a_rehearsal_is_decided_after_the_newest_day(
+    in_time: dict[date, dict[str, tuple[int, int]]],
+) -> None:
+    assert {later for _, later in in_time[OVERLAPPING].values()} == {LEFT_OUT}
+
+
+def test_days_whose_horizon_is_over_by_then_are_rehearsed_on_as_they_are_trained_on(
+    in_time: dict[date, dict[str, tuple[int, int]]],
+) -> None:
+    assert {pair for pair in in_time[OLD].values() if pair[0] != PROMOTION} == {
+        (split, split) for split in (TRAIN, VALIDATION, TEST)
+    }
+
+
+def test_no_rehearsal_sees_a_device_kept_for_promotion(
+    in_time: dict[date, dict[str, tuple[int, int]]],
+) -> None:
+    kept = [later for rows in in_time.values() for split, later in rows.values() if split == PROMOTION]
+    assert kept
+    assert set(kept) == {LEFT_OUT}
+
+
+def test_a_rehearsal_changes_no_split_of_the_training(
+    in_time: dict[date, dict[str, tuple[int, int]]],
+) -> None:
+    by_day = [{device: split for device, (split, _) in rows.items()} for rows in in_time.values()]
+    assert len(by_day[0]) == DEVICES
+    assert by_day[0] == by_day[1] == by_day[2]
+
+
+def test_where_negatives_are_left_out_of_training_the_newest_day_has_only_devices_that_keep_all(
+    frame: Frame,
+) -> None:
+    some = audience(None).model_copy(update={"training": Training(negatives_kept=0.5)})
+    rows = frame("day date, split tinyint", [(DAY, split) for split in (TRAIN, VALIDATION, TEST)])
+    found = rows.withColumn("later", split_in_time(some, DAY)).orderBy("split").collect()
+    assert [row["later"] for row in found] == [LEFT_OUT, OUT_OF_TIME, OUT_OF_TIME]
+
+
+def test_without_a_rehearsal_all_rows_are_left_out_of_it(frame: Frame) -> None:
+    rows = frame("day date, split tinyint", [(DAY, TRAIN), (OLD, TEST)])
+    assert {
+        row["later"] for row in rows.select(split_in_time(audience(None), None).alias("later")).collect()
+    } == {LEFT_OUT}
+
+
+def test_what_happens_in_the_horizon_changes_the_label_and_no_feature(frame: Frame) -> None:
+    schema = "device_id string, day date, apps array<string>, model array<string>"
+    features = frame(schema, [("phone", DAY, ["b", "a"], ["pixel"])])
+    rows = {}
+    for name, events in {
+        "none": [],
+        "one": [("phone", MIDNIGHT, "purchase")],
+        "many": [("phone", MIDNIGHT + timedelta(days=day), "purchase") for day in (5, 1, 3)],
+    }.items():
+        [rows[name]] = (
+            build_rows(features, frame(EVENTS, events), audience(None), VOCABULARY).toArrow().to_pylist()
+        )
+    assert [row.pop("label") for row in rows.values()] == [0, 1, 1]
+    assert rows["none"] == rows["one"] == rows["many"]
+
+
 # --- whose rows they are --------------------------------------------------------------------------
 
 
@@ -288,9 +442,12 @@ def test_files_that_do_not_say_whose_rows_they_hold_are_refused(tmp_path: Path) 
 
 # --- encoding and counting ------------------------------------------------------------------------
 
-VOCABULARY = Vocabulary((FieldVocabulary("apps", 2, ("a", "b")), FieldVocabulary("model", 1, ("pixel",))))
+VOCABULARY = Vocabulary(
+    (FieldVocabulary("apps", 2, ("a", "b"), weighted=True), FieldVocabulary("model", 1, ("pixel",)))
+)
 LABELLED = (
-    "device_id string, day date, label tinyint, split tinyint, model array<string>, apps array<string>, x int"
+    "device_id string, day date, label tinyint, split tinyint, model array<string>, apps array<string>, "
+    "apps_weights binary, x int"
 )
 
 
@@ -298,21 +455,22 @@ def test_rows_are_encoded_with_the_function_that_scoring_uses(frame: Frame) -> N
     labelled = frame(
         LABELLED,
         [
-            ("phone", DAY, 1, TRAIN, ["pixel"], ["b", "z", "a"], 1),
-            ("tablet", DAY, 0, TEST, [], [], 2),
-            ("watch", DAY, 0, VALIDATION, ["other"], ["a"], 3),
+            ("phone", DAY, 1, TRAIN, ["pixel"], ["b", "z", "a"], b"\x01\xff\x03", 1),
+            ("tablet", DAY, 0, TEST, [], [], b"", 2),
+            ("watch", DAY, 0, VALIDATION, ["other"], ["a"], b"\x80", 3),
         ],
     )
     encoded = encode_rows(labelled, VOCABULARY)
     assert encoded.schema.simpleString() == (
-        "struct<device_id:string,day:date,label:tinyint,split:tinyint,apps:array<int>,model:array<int>>"
+        "struct<device_id:string,day:date,label:tinyint,split:tinyint,apps:array<int>,model:array<int>,"
+        "apps_weights:binary>"
     )
     table = encoded.orderBy("device_id").toArrow()
     rows: list[dict[str, Any]] = table.to_pylist()
     assert [tuple(row.values()) for row in rows] == [
-        ("phone", DAY, 1, TRAIN, [3, 1], [2]),
-        ("tablet", DAY, 0, TEST, [0], [0]),
-        ("watch", DAY, 0, VALIDATION, [2], [1]),
+        ("phone", DAY, 1, TRAIN, [3, 1], [2], b"\x01\xff"),
+        ("tablet", DAY, 0, TEST, [0], [0], b"\x00"),
+        ("watch", DAY, 0, VALIDATION, [2], [1], b"\x80"),
     ]
     local = VOCABULARY.encode(labelled.orderBy("device_id").toArrow())
     for name, bags in local.items():

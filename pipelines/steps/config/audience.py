@@ -45,12 +45,16 @@ class RollingDays(Section):
     """The newest as-of days whose labels are complete.
 
     Attributes:
-        count: How many.
+        count: How many; all that a whole window lies before, where the key is left out.
         every_days: How far apart.
     """
 
-    count: int = Field(ge=1)
+    count: int | None = Field(default=None, ge=1)
     every_days: int = Field(ge=1)
+
+
+EVERY_WEEK = RollingDays(every_days=7)
+"""The as-of days of an audience that names none."""
 
 
 class Training(Section):
@@ -66,6 +70,8 @@ class Training(Section):
         test_fraction: Share of the other devices that is only reported on.
         negatives_kept: Share of the training devices without a conversion that are trained on, where they
             are too many; probabilities are corrected for it.
+        rehearse: Whether each model is trained once more on the earlier as-of days alone, where they are
+            enough, to tell on the newest one what it does later. Takes as long again.
         max_auc_loss: A new champion may rank the promotion devices worse than the former one by this much.
     """
 
@@ -77,6 +83,7 @@ class Training(Section):
     test_fraction: Share = 0.2
     negatives_kept: float = Field(default=1.0, ge=0.0001, le=1)
     max_auc_loss: float = Field(default=0.01, ge=0, le=0.5)
+    rehearse: bool = True
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> Self:
@@ -173,7 +180,8 @@ class Audience(Section):
         label: What counts as a conversion.
         horizon_days: How many days after the as-of day a conversion counts.
         as_of_days: The days to train on; each must lie early enough for its horizon to be over. A day may be
-            written as `first_day + 59`, so many days after events.first_day of fields.yaml.
+            written as `first_day + 59`, so many days after events.first_day of fields.yaml. One a week over
+            all history where the key is left out.
         training: How the network is trained.
         segments: What to cut from the scored devices.
         deliver_days_without_events: Whether a day on which no event was accepted is delivered all the same,
@@ -187,7 +195,7 @@ class Audience(Section):
     owner: Owner | None = None
     label: Label
     horizon_days: int = Field(ge=1, le=365)
-    as_of_days: AsOfDays
+    as_of_days: AsOfDays = EVERY_WEEK
     training: Training = Field(default_factory=Training)
     segments: OneOrMore[SegmentSpec]
     deliver_days_without_events: bool = False

@@ -25,7 +25,7 @@ class BehaviourSection(Section):
     """How often, how lately and how much: computed of every device, unless it is turned off here.
 
     Attributes:
-        off: Groups that are not computed.
+        without: Groups that are not computed.
     """
 
-    off: Annotated[tuple[Annotated[Group, BeforeValidator(_group)], ...], Field(strict=False)] = ()
+    without: Annotated[tuple[Annotated[Group, BeforeValidator(_group)], ...], Field(strict=False)] = ()

@@ -13,6 +13,15 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.steps.config.behaviour import BehaviourSection
+from pipelines.steps.config.behaviour_names import (
+    AMOUNTS,
+    BEHAVIOUR,
+    DISTINCT,
+    PAST,
+    is_behaviour,
+    weights_column,
+)
 from pipelines.steps.config.predicates import predicate_columns
 from pipelines.steps.config.problems import problem, shown_path
 from pipelines.steps.config.signals import SignalSpec
@@ -201,10 +210,10 @@ def _named(kind: str, example: str) -> Callable[[object, ValidationInfo], object
             )
         with_names = []
         for name, section in sections.items():
-            if not is_identifier(name) or name in RESERVED_FIELD_NAMES:
+            if not is_identifier(name) or name in RESERVED_FIELD_NAMES or is_behaviour(name):
                 raise problem(
-                    "a lower_snake name (a-z, 0-9, _), and none of "
-                    + ", ".join(sorted(RESERVED_FIELD_NAMES)),
+                    f"a lower_snake name (a-z, 0-9, _) that does not end in {DISTINCT}, {AMOUNTS} or {PAST}, "
+                    "and none of " + ", ".join(sorted({*RESERVED_FIELD_NAMES, BEHAVIOUR})),
                     f"rename the {kind}",
                     found=name,
                     at=str(name),
@@ -227,6 +236,7 @@ class FieldsConfig(Section):
         fields: In the order of the file. In YAML a mapping from name to field.
         measures: Numbers of an event to sum up, likewise.
         signals: Conditions over one event to count, likewise; each audience's label is one besides.
+        behaviour: What of how often, how lately and how much is left out.
     """
 
     file: Path = Field(validation_alias=FILE_KEY)
@@ -236,6 +246,7 @@ class FieldsConfig(Section):
     fields: Annotated[OneOrMore[FieldSpec], BeforeValidator(_named("field", "apps"))]
     measures: Annotated[AnyNumber[MeasureSpec], BeforeValidator(_named("measure", "revenue"))] = ()
     signals: Annotated[AnyNumber[SignalSpec], BeforeValidator(_named("signal", "returns"))] = ()
+    behaviour: BehaviourSection = BehaviourSection()
 
     @model_validator(mode="after")
     def _ids_are_no_features(self) -> Self:
@@ -250,6 +261,20 @@ class FieldsConfig(Section):
                     f"take the {kind} out, or name the column you meant",
                     found=column,
                     at=key,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_leave_room_for_weights(self) -> Self:
+        """Beside the tokens of a field stands what they weigh."""
+        taken = {weights_column(field.name): field.name for field in self.fields}
+        for field in self.fields:
+            if field.name in taken:
+                raise problem(
+                    f"a name other than that of the column of weights of {taken[field.name]}",
+                    "rename the field",
+                    found=field.name,
+                    at=f"fields.{field.name}",
                 )
         return self
 

@@ -43,6 +43,15 @@ class Project:
         own = [Signal(a.name, a.label, a.file, "label", audience=a.name) for a in self.audiences]
         return (*declared, *own)
 
+    @property
+    def declared_signals(self) -> tuple[Signal, ...]:
+        """Those of fields.yaml."""
+        return tuple(signal for signal in self.signals if not signal.audience)
+
+    def signals_of(self, audience: Audience) -> tuple[Signal, ...]:
+        """Those that an audience's models are told of: none is another audience's label."""
+        return tuple(signal for signal in self.signals if signal.audience in ("", audience.name))
+
 
 def load_project(directory: Path) -> Project:
     """Reads fields.yaml and every audience beside it.

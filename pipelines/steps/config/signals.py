@@ -18,6 +18,8 @@ from pipelines.steps.config.values import (
 
 SIGNALS = "signals"
 """What the keys of the signals' assets begin with."""
+SIGNAL_PLACES = ("signals.{}", "{}: label")
+"""Where a signal's condition is said: in fields.yaml, or as an audience's label."""
 
 
 class EventCondition(Section):
@@ -70,4 +72,5 @@ class Signal:
     @property
     def setting(self) -> str:
         """The name under which a partition remembers the condition; a file can be renamed."""
-        return f"{self.audience}: {self.key}" if self.audience else self.key
+        declared, label = SIGNAL_PLACES
+        return (label if self.audience else declared).format(self.name)

@@ -6,16 +6,16 @@ that there is nothing to fit, to freeze or to refit; their hash goes where a fit
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.steps.features.behaviours import Behaviour
+from pipelines.steps.config.behaviour_names import is_behaviour
 
-BEHAVIOUR = "behaviour"
-"""The field that holds the tokens of `device_behaviours`."""
-PAST = "_past"
-"""Ends the names of the fields that hold the tokens of `signal_behaviours`, after the signal's."""
+if TYPE_CHECKING:
+    from pipelines.steps.features.behaviours import Behaviour
+
 SMALLEST, LARGEST = -6, 31
 """Binary exponents of the edges: what is nearer to 0 than 1/64, or beyond 3·2³⁰, goes to the last bucket."""
 EDGES = np.sort(np.outer([1.0, 1.5], 2.0 ** np.arange(SMALLEST, LARGEST + 1)).ravel())
@@ -25,16 +25,13 @@ NONE = 0
 ZERO = len(EDGES) + 1
 """The code of 0; a greater number has no smaller code."""
 CODES = 2 * len(EDGES) + 2
+COUNTED = ("activity", "distinct", "signals")
+"""Groups whose numbers are whole."""
 NO_VALUE = "none"
 LABELS = (NO_VALUE, *(f"{-edge:g}" for edge in EDGES[::-1]), "0", *(f"{edge:g}" for edge in EDGES))
 """What a token says of each code: the edge nearest to 0."""
 EDGES_HASH = hashlib.sha256(EDGES.astype("<f8").tobytes()).hexdigest()
 _CODE_OF_LABEL = {label: code for code, label in enumerate(LABELS)}
-
-
-def is_behaviour(field: str) -> bool:
-    """Whether a field's tokens are codes of behaviour; `fields.yaml` refuses such names."""
-    return field == BEHAVIOUR or field.endswith(PAST)
 
 
 def codes_of(numbers: np.ndarray) -> np.ndarray:
@@ -45,7 +42,7 @@ def codes_of(numbers: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(numbers), NONE, codes).astype(np.uint8)
 
 
-def behaviour_tokens(table: pa.Table, behaviours: Sequence[Behaviour]) -> pa.ListArray:
+def behaviour_tokens(table: pa.Table, behaviours: Sequence["Behaviour"]) -> pa.ListArray:
     """A token of each behaviour in every row, in their order.
 
     Args:
@@ -73,9 +70,18 @@ def parsed_token(token: str) -> tuple[str, int] | None:
     return None if not name or code is None else (name, code)
 
 
-def in_words(behaviour: Behaviour, code: int) -> str:
+def token_in_words(field: str, token: str) -> str:
+    """What a token says, for people; one that is no code of behaviour says it itself."""
+    from pipelines.steps.features.behaviours import found_behaviour  # what scores needs no words
+
+    parsed = parsed_token(token) if is_behaviour(field) else None
+    behaviour = found_behaviour(field, parsed[0]) if parsed else None
+    return in_words(behaviour, parsed[1]) if parsed and behaviour else token
+
+
+def in_words(behaviour: "Behaviour", code: int) -> str:
     """What a token says, for people: `days with an event in the last 7 days: 4 to 5`."""
-    return f"{behaviour.words}: {_range(code, whole=behaviour.unit in ('events', 'values'))}"
+    return f"{behaviour.words}: {_range(code, whole=behaviour.group in COUNTED)}"
 
 
 def _range(code: int, *, whole: bool) -> str:

@@ -4,7 +4,8 @@ Devices are spread over hash buckets; a task computes one bucket at a time, with
 """
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
+from math import ceil
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,22 +17,41 @@ from pyspark.sql.types import (
     StringType,
     StructField,
     StructType,
-    TimestampType,
 )
 
 from pipelines.steps.features.behaviour import device_behaviour, signal_behaviour
-from pipelines.steps.features.behaviour_codes import BEHAVIOUR, PAST, behaviour_tokens
-from pipelines.steps.features.behaviours import Layout, device_behaviours, signal_behaviours
+from pipelines.steps.features.behaviour_codes import behaviour_tokens
+from pipelines.steps.features.behaviours import Layout
+from pipelines.steps.features.token_fields import BehaviourField
 
-DEVICE_DAYS_PER_BUCKET = 1_000_000
-"""About a GB while it is computed, and a second or two."""
+ROWS_PER_BUCKET = 1_000_000
+"""Device-days read, or made, at once: about a GB while they are computed, and a second or two."""
+LEAST_BUCKETS = 4
+"""Tasks that share the work at least."""
 SIGNAL_COLUMNS = ("device_id", "day", "events", "last_event_time")
+
+
+def daily_columns(layout: Layout) -> list[str]:
+    """The columns of `daily_fields` that behaviour is computed of."""
+    fields = () if "distinct" in layout.off else layout.multi_fields
+    return [*SIGNAL_COLUMNS, "hours", *fields, *layout.measures]
+
+
+def buckets_of(history: int, busiest_day: int, as_of_days: int) -> int:
+    """The number of buckets that keeps each small, whatever is asked at once.
+
+    Args:
+        history: Device-days of all history.
+        busiest_day: Of them, those of one day.
+        as_of_days: For how many days rows are made; a window holds a few times the devices of a day.
+    """
+    return max(LEAST_BUCKETS, ceil(max(history, 4 * busiest_day * as_of_days) / ROWS_PER_BUCKET))
 
 
 def collect_behaviour(
     daily: DataFrame,
     signal_days: DataFrame,
-    signals: Sequence[str],
+    fields: Sequence[BehaviourField],
     layout: Layout,
     as_of_days: Sequence[date],
     buckets: int,
@@ -41,39 +61,41 @@ def collect_behaviour(
     Args:
         daily: `daily_fields` of all days up to the newest as-of day; later ones change nothing.
         signal_days: `daily_signals` of these days, with the column `signal`.
-        signals: Whose past is told, in the order of the columns.
+        fields: What is told, in the order of the columns.
         layout: What to compute.
         as_of_days: All are made in one Spark job, each equal to being made alone.
         buckets: Of devices; the rows do not depend on it.
 
     Returns:
-        `device_id`, `day` (the as-of day), `last_event_time` and, as arrays of tokens, `behaviour` and a
-        `<signal>_past` of each signal.
+        `device_id`, `day` (the as-of day) and an array of tokens of each field.
     """
-    of_devices, of_signals = device_behaviours(layout), signal_behaviours(layout)
-    told = list(signals) if of_signals else []
+    told = [field.signal.name for field in fields if field.signal is not None]
 
     def compute(days: pa.Table, signal_days: pa.Table) -> pa.Table:
         numbers = device_behaviour(days, layout, as_of_days)
-        tokens = [behaviour_tokens(numbers, of_devices)]
-        for name in told:
-            past = signal_days.filter(pc.equal(signal_days.column("signal"), name))
-            tokens.append(behaviour_tokens(signal_behaviour(past, numbers, layout), of_signals))
-        columns = [numbers.column(name) for name in ("device_id", "day", "last_event_time")]
-        text = [array.cast(pa.list_(pa.string())) for array in tokens]
-        return pa.table([*columns, *text], names=names)
+        columns = [numbers.column("device_id"), numbers.column("day")]
+        for field in fields:
+            table = numbers
+            if field.signal is not None:
+                past = signal_days.filter(pc.equal(signal_days.column("signal"), field.signal.name))
+                table = signal_behaviour(past, numbers, layout)
+            columns.append(behaviour_tokens(table, field.behaviours).cast(pa.list_(pa.string())))
+        return pa.table(columns, names=names)
 
-    names = ["device_id", "day", "last_event_time", BEHAVIOUR, *(f"{name}{PAST}" for name in told)]
-    types = [StringType(), DateType(), TimestampType(), *[ArrayType(StringType())] * (1 + len(told))]
+    names = ["device_id", "day", *(field.name for field in fields)]
+    types = [StringType(), DateType(), *[ArrayType(StringType())] * len(fields)]
     schema = StructType([StructField(name, kind) for name, kind in zip(names, types, strict=True)])
     bucket = F.pmod(F.xxhash64("device_id"), F.lit(buckets)).alias("bucket")
-    kept = daily.select(bucket, *SIGNAL_COLUMNS, "hours", *_fields(layout), *layout.measures)
+    oldest = min(as_of_days) - timedelta(days=layout.window_days - 1)
+    kept = daily.select(bucket, *SIGNAL_COLUMNS, "hours", *_fields(layout, oldest), *layout.measures)
     past = signal_days.where(F.col("signal").isin(told)).select(bucket, "signal", *SIGNAL_COLUMNS)
     return kept.groupBy("bucket").cogroup(past.groupBy("bucket")).applyInArrow(compute, schema)
 
 
-def _fields(layout: Layout) -> list[Column]:
-    """The values of multi-valued fields, without their numbers: nothing counts these yet."""
+def _fields(layout: Layout, oldest: date) -> list[Column]:
+    """The values of multi-valued fields from a day on, without their numbers: distinct ones are counted."""
     if "distinct" in layout.off:
         return []
-    return [F.col(f"{name}.value").alias(name) for name in layout.multi_fields]
+    return [
+        F.when(F.col("day") >= oldest, F.col(f"{name}.value")).alias(name) for name in layout.multi_fields
+    ]

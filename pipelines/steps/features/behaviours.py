@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.steps.config.behaviour import Group
+from pipelines.steps.config.behaviour_names import AMOUNTS, BEHAVIOUR, DISTINCT, PAST
+from pipelines.steps.config.fields import FieldsConfig
 
 WINDOWS = (1, 7, 30)
 """Days of the windows that counts are made for, beside the look-back window and all history."""
@@ -66,6 +68,16 @@ SIGNAL_PATTERNS = (
 """Of every device and signal, from `daily_signals`."""
 
 
+def layout_of(config: FieldsConfig) -> "Layout":
+    """What fields.yaml asks to be computed."""
+    return Layout(
+        config.window_days,
+        tuple(field.name for field in config.fields if field.kind == "multi"),
+        {measure.name: measure.max for measure in config.measures},
+        config.behaviour.without,
+    )
+
+
 @dataclass(frozen=True)
 class Layout:
     """What behaviour is computed of.
@@ -90,12 +102,22 @@ class Layout:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One number of a device as of a day: the column's name, its group, meaning and unit."""
+    """One number of a device as of a day.
+
+    Attributes:
+        name: The column's name.
+        group: By which it can be turned off.
+        words: What it is.
+        unit: Of the number.
+        field: The field that its token goes to: what is told of one field, measure or signal is in a field
+            of its own, so that another one that is added changes nothing for models that do not know it.
+    """
 
     name: str
     group: Group
     words: str
     unit: Unit
+    field: str
 
 
 def device_behaviours(layout: Layout) -> list[Behaviour]:
@@ -116,7 +138,13 @@ def _filled(patterns: tuple[Pattern, ...], layout: Layout) -> Iterator[Behaviour
             for span, words in _spans(pattern, layout):
                 name = pattern.name.format(span=span, **names)
                 meaning = pattern.formula.format(span=words, **names)
-                yield Behaviour(name, pattern.group, meaning, pattern.unit)
+                yield Behaviour(name, pattern.group, meaning, pattern.unit, _field_of(names))
+
+
+def _field_of(names: Mapping[str, str]) -> str:
+    if "field" in names:
+        return names["field"] + DISTINCT
+    return names["measure"] + AMOUNTS if "measure" in names else BEHAVIOUR
 
 
 def _names(pattern: Pattern, layout: Layout) -> list[dict[str, str]]:
@@ -133,11 +161,39 @@ def _names(pattern: Pattern, layout: Layout) -> list[dict[str, str]]:
 def _spans(pattern: Pattern, layout: Layout) -> list[tuple[str, str]]:
     if "{span}" not in pattern.name:
         return [("", "")]
-    spans = [
-        (f"{days}d", f"in the last {days} days" if days > 1 else "on the as-of day")
-        for days in layout.windows
-    ]
-    return [*spans, (ALL, "in all history")] if pattern.with_all_history else spans
+    spans = [f"{days}d" for days in layout.windows] + ([ALL] if pattern.with_all_history else [])
+    return [(span, _span_in_words(span) or span) for span in spans]
+
+
+def found_behaviour(field: str, name: str) -> Behaviour | None:
+    """The behaviour of a name in a field of tokens; None where it is none.
+
+    Whatever was computed when a model was trained is found, though fields.yaml may ask for it no more.
+    """
+    patterns = SIGNAL_PATTERNS if field.endswith(PAST) else DEVICE_PATTERNS
+    owner = {"field": field.removesuffix(DISTINCT), "measure": field.removesuffix(AMOUNTS)}
+    for pattern in patterns:
+        before, _, after = pattern.name.partition("{span}")
+        begin, end = before.format(**owner), after.format(**owner)
+        span = name[len(begin) : len(name) - len(end)]
+        if not name.startswith(begin) or not name.endswith(end):
+            continue
+        words = _span_in_words(span) if "{span}" in pattern.name else "" if not span else None
+        if words is not None:
+            told = pattern.formula.format(span=words, **owner)
+            if field.endswith(PAST):
+                told = f"{field.removesuffix(PAST)}: {told}"
+            return Behaviour(name, pattern.group, told, pattern.unit, field)
+    return None
+
+
+def _span_in_words(span: str) -> str | None:
+    if span == ALL:
+        return "in all history"
+    days = span.removesuffix("d")
+    if not days.isdecimal() or span == days:
+        return None
+    return f"in the last {days} days" if int(days) > 1 else "on the as-of day"
 
 
 def documented() -> str:

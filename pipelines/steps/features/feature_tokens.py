@@ -12,8 +12,11 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.config.fields import FieldSpec
 from pipelines.steps.features.normalize import normalize_values
+from pipelines.steps.features.token_fields import BehaviourField
+from pipelines.steps.features.token_weights import AGE_PLACE, AGES, DAYS, DAYS_PLACE, EVENTS
 from pipelines.steps.row_groups import ROWS_PER_TASK
 from pipelines.steps.table_columns import Shown, TableColumn, device_id
 
@@ -51,7 +54,9 @@ def window(as_of: date, window_days: int, first_day: date) -> list[date]:
     return [day for day in days if day >= first_day]
 
 
-def table_columns(fields: Sequence[FieldSpec], window_days: int) -> dict[str, TableColumn]:
+def table_columns(
+    fields: Sequence[FieldSpec], window_days: int, behaviour: Sequence[BehaviourField] = ()
+) -> dict[str, TableColumn]:
     """The columns of `feature_tokens`."""
 
     def tokens(field: FieldSpec) -> TableColumn:
@@ -62,6 +67,13 @@ def table_columns(fields: Sequence[FieldSpec], window_days: int) -> dict[str, Ta
             {"daily_fields": [field.name]},
             Shown.COMMON_VALUES,
             field.min_devices,
+        )
+
+    def weights(field: FieldSpec) -> TableColumn:
+        return TableColumn(
+            "binary",
+            f"A byte for each token of `{field.name}`: how many events, on how many days, how long ago.",
+            {"daily_fields": [field.name]},
         )
 
     return {
@@ -76,6 +88,8 @@ def table_columns(fields: Sequence[FieldSpec], window_days: int) -> dict[str, Ta
             Shown.HOURS,
         ),
         **{field.name: tokens(field) for field in fields},
+        **{weights_column(field.name): weights(field) for field in fields},
+        **{field.name: field.column for field in behaviour},
     }
 
 
@@ -93,16 +107,25 @@ def collect_tokens(
     Returns:
         `device_id`, `day` (the as-of day), `last_event_time`, and per field an array of distinct tokens,
         never null: of a single-valued field at most one, the newest; of a multi-valued one at most
-        `max_length`, those seen on most days first, then the newest, then in lexical order.
+        `max_length`, those seen on most days first, then the newest, then in lexical order. Beside each, in
+        `FIELD_weights`, a byte for every token (`token_weights`).
     """
     values = daily.select("device_id", "day", "last_event_time", F.inline(_field_values(fields)))
     tokens = values.join(_normalized(values, fields), ["field", "raw"], "left")
     per_day = tokens.select(
-        "device_id", "day", "last_event_time", "field", "rank", F.explode_outer("tokens").alias("token")
+        "device_id",
+        "day",
+        "last_event_time",
+        "field",
+        "rank",
+        "events",
+        F.explode_outer("tokens").alias("token"),
     )
-    # Raw values that share a token count once a day; done before days are copied to their windows.
+    # Raw values that share a token count as one day; done before days are copied to their windows.
     per_day = per_day.groupBy("device_id", "day", "field", "token").agg(
-        F.min("rank").alias("rank"), F.max("last_event_time").alias("last_event_time")
+        F.min("rank").alias("rank"),
+        F.sum("events").alias("events"),
+        F.max("last_event_time").alias("last_event_time"),
     )
     age = F.datediff("as_of", "day")
     windowed = per_day.withColumn("as_of", F.explode(F.array(*[F.lit(d) for d in as_of_days]))).where(
@@ -112,24 +135,43 @@ def collect_tokens(
         F.max("last_event_time").alias("last_event_time"),
         F.min(F.struct(age.alias("age"), F.col("rank"))).alias("newest"),
         (-F.count("*")).alias("minus_days"),
+        _weight(F.sum("events"), F.count("*"), F.min(age)).alias("weight"),
     )
-    return (
-        per_token.groupBy("device_id", "as_of")
-        .agg(
-            F.max("last_event_time").alias("last_event_time"),
-            *[_ordered_tokens(field).alias(field.name) for field in fields],
-        )
-        .withColumnRenamed("as_of", "day")
+    per_device = per_token.groupBy("device_id", "as_of").agg(
+        F.max("last_event_time").alias("last_event_time"),
+        *[_ordered_tokens(field).alias(field.name) for field in fields],
     )
+    return per_device.select(
+        "device_id",
+        F.col("as_of").alias("day"),
+        "last_event_time",
+        *[F.col(field.name)["token"].alias(field.name) for field in fields],
+        *[_bytes(F.col(field.name)["weight"]).alias(weights_column(field.name)) for field in fields],
+    )
+
+
+def _weight(events: Column, days: Column, age: Column) -> Column:
+    """The code of a token, as `token_weights.codes_of` gives it."""
+
+    def place(number: Column, edges: Sequence[int]) -> Column:
+        return sum(((number >= edge).cast("int") for edge in edges[1:]), F.lit(0))
+
+    return place(events, EVENTS) + DAYS_PLACE * place(days, DAYS) + AGE_PLACE * place(age, AGES)
+
+
+def _bytes(codes: Column) -> Column:
+    """A byte for each code: what Spark stores of an array takes more room, and more time to read."""
+    return F.encode(F.concat_ws("", F.transform(codes, F.char)), "ISO-8859-1")
 
 
 def _field_values(fields: Sequence[FieldSpec]) -> Column:
-    """All of a device-day's raw values as (field, raw, rank), and one empty entry to keep the device."""
+    """All of a device-day's raw values as (field, raw, rank, events), and an empty one to keep the device."""
     keep = F.array(
         F.struct(
             F.lit(None).cast("string").alias("field"),
             F.lit(None).cast("string").alias("raw"),
             F.lit(0).alias("rank"),
+            F.lit(0).cast("bigint").alias("events"),
         )
     )
 
@@ -137,7 +179,10 @@ def _field_values(fields: Sequence[FieldSpec]) -> Column:
         return F.transform(
             field.name,
             lambda entry, rank: F.struct(
-                F.lit(field.name).alias("field"), entry["value"].alias("raw"), rank.alias("rank")
+                F.lit(field.name).alias("field"),
+                entry["value"].alias("raw"),
+                rank.alias("rank"),
+                entry["events"].alias("events"),
             ),
         )
 
@@ -163,10 +208,12 @@ def _normalized(values: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
 
 
 def _ordered_tokens(field: FieldSpec) -> Column:
+    """The tokens kept, each a struct with `token` and `weight`."""
     mine = (F.col("field") == field.name) & F.col("token").isNotNull()
     if field.kind == "single":
-        order, most = F.struct("newest", "token"), 1
+        order, most = F.struct("newest", "token", "weight"), 1
     else:
-        order, most = F.struct("minus_days", F.col("newest.age").alias("age"), "token"), field.max_length
+        age = F.col("newest.age").alias("age")
+        order, most = F.struct("minus_days", age, "token", "weight"), field.max_length
     ordered = F.array_sort(F.collect_list(F.when(mine, order)))
-    return F.transform(F.slice(ordered, 1, most), lambda entry: entry["token"])
+    return F.slice(ordered, 1, most)

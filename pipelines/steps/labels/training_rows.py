@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.steps.config.behaviour_names import weights_column
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import MISSING_ID, EncodedRows, Ragged
 
@@ -21,6 +22,12 @@ VALIDATION = 1
 TEST = 2
 PROMOTION = 3
 """Rows that decide whether a new champion serves; nothing of a training may read them."""
+OUT_OF_TIME = 4
+"""Rows of the newest as-of day, which nothing of a rehearsal has seen; IN_TIME alone has it."""
+LEFT_OUT = -1
+"""Rows that a rehearsal does not know of; IN_TIME alone has it."""
+SPLIT, IN_TIME = "split", "split_in_time"
+"""Columns of a training set: a device's split, and a row's in the rehearsal, which ends earlier."""
 SPLIT_NAMES: Mapping[int, str] = {
     TRAIN: "train",
     VALIDATION: "validation",
@@ -35,7 +42,7 @@ class TrainingRows:
 
     Attributes:
         labels: float32 [rows], 0 or 1.
-        split: int8 [rows], one of TRAIN, VALIDATION, TEST, PROMOTION.
+        split: int8 [rows], one of TRAIN, VALIDATION, TEST, PROMOTION; of a rehearsal OUT_OF_TIME, too.
         bags: Field name → ids of every row, in field order.
     """
 
@@ -70,15 +77,18 @@ class TrainingRows:
 class TrainingFiles:
     """Parquet files of `label` (int8), `split` (int8) and one list<int32> column per field, read in groups.
 
+    Where a field's tokens weigh, a column of as many bytes (`weights_column`) is read with it.
+
     Args:
         paths: The files.
         fields: Field names, in field order.
+        split: The column that says which split a row is in: SPLIT, or IN_TIME for a rehearsal.
 
     Raises:
         DataError: There is no file, one cannot be read, or a column is missing, null or of another type.
     """
 
-    def __init__(self, paths: Sequence[Path], fields: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[Path], fields: Sequence[str], split: str = SPLIT) -> None:
         if not paths:
             raise DataError(
                 "the training set has no files",
@@ -87,11 +97,14 @@ class TrainingFiles:
                 remedy="materialize training_set first",
             )
         self.paths = tuple(paths)
+        self.split = split
         self._fields = list(fields)
         self._groups: list[tuple[Path, int]] = []
+        with _open_parquet(paths[0]) as first:
+            self._weighted = {f for f in fields if weights_column(f) in first.schema_arrow.names}
         for path in paths:
             with _open_parquet(path) as file:
-                _check_schema(path, file.schema_arrow, fields)
+                _check_schema(path, file.schema_arrow, fields, self._weighted, split)
                 self._groups += [(path, group) for group in range(file.num_row_groups)]
 
     @property
@@ -151,7 +164,7 @@ class TrainingFiles:
         """A hash of names, sizes and times: a file of the lake never changes once written."""
         paths = sorted({path for path, _ in self._groups})
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        return hashlib.sha256(repr((stats, self._fields)).encode()).digest()
+        return hashlib.sha256(repr((stats, self._fields, self.split)).encode()).digest()
 
     def _read_devices(self, group: int, split: int) -> np.ndarray:
         path, number = self._groups[group]
@@ -163,18 +176,24 @@ class TrainingFiles:
                     expected="the column device_id",
                     remedy="materialize training_set again",
                 )
-            table = file.read_row_group(number, columns=["device_id", "split"])
-        own = table.filter(_flat_column(path, table, "split") == split)
+            table = file.read_row_group(number, columns=["device_id", self.split])
+        own = table.filter(_flat_column(path, table, self.split) == split)
         return np.asarray(own.column("device_id").to_pylist(), dtype=object)
 
     def _read(self, group: int, fields: Sequence[str]) -> TrainingRows:
         path, number = self._groups[group]
+        weights = {name: weights_column(name) for name in fields if name in self._weighted}
         with _open_parquet(path) as file:
-            table = file.read_row_group(number, columns=["label", "split", *fields])
+            table = file.read_row_group(number, columns=["label", self.split, *fields, *weights.values()])
         return TrainingRows(
             _flat_column(path, table, "label").astype(np.float32),
-            _flat_column(path, table, "split").astype(np.int8),
-            {name: Ragged.from_arrow(table.column(name)) for name in fields},
+            _flat_column(path, table, self.split).astype(np.int8),
+            {
+                name: Ragged.from_arrow(
+                    table.column(name), table.column(weights[name]) if name in weights else None
+                )
+                for name in fields
+            },
         )
 
 
@@ -312,8 +331,11 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         ) from error
 
 
-def _check_schema(path: Path, schema: pa.Schema, fields: Sequence[str]) -> None:
-    expected = {"label": "int8", "split": "int8"} | dict.fromkeys(fields, "list<int32>")
+def _check_schema(
+    path: Path, schema: pa.Schema, fields: Sequence[str], weighted: Collection[str], split: str
+) -> None:
+    expected = {"label": "int8", split: "int8"} | dict.fromkeys(fields, "list<int32>")
+    expected |= {weights_column(name): "binary" for name in fields if name in weighted}
     found = {name: _type_name(schema.field(name).type) for name in expected if name in schema.names}
     if found != expected:
         raise DataError(

@@ -2,19 +2,31 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, IntegerType, StructType
+from pyspark.sql.types import ArrayType, BinaryType, IntegerType, StructType
 
 from pipelines.steps.config.audience import Audience
-from pipelines.steps.config.fields import FieldSpec
+from pipelines.steps.config.behaviour_names import is_behaviour, weights_column
 from pipelines.steps.config.label_values import conversion_predicate, label_columns
 from pipelines.steps.features.encoded_rows import MISSING_ID, UNKNOWN_ID
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import PROMOTION, SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from pipelines.steps.features.token_fields import TokenField
+from pipelines.steps.labels.training_rows import (
+    IN_TIME,
+    LEFT_OUT,
+    OUT_OF_TIME,
+    PROMOTION,
+    SPLIT,
+    SPLIT_NAMES,
+    TEST,
+    TRAIN,
+    VALIDATION,
+)
 from pipelines.steps.table_columns import Shown, TableColumn, audience_name, device_id
 
 SAMPLE_GRAIN = 1_000_000
@@ -52,7 +64,11 @@ class PromotionBlock:
 
 
 def build_rows(
-    feature_tokens: DataFrame, events: DataFrame, audience: Audience, vocabulary: Vocabulary
+    feature_tokens: DataFrame,
+    events: DataFrame,
+    audience: Audience,
+    vocabulary: Vocabulary,
+    out_of_time: date | None = None,
 ) -> DataFrame:
     """The training set: labelled, split, encoded.
 
@@ -61,9 +77,10 @@ def build_rows(
         events: Accepted events of all the days that decide a label.
         audience: Its label, horizon, split fractions and seed.
         vocabulary: Turns tokens into ids.
+        out_of_time: The newest as-of day, where a rehearsal of the training is measured on it.
 
     Returns:
-        `device_id`, `day`, `label`, `split` and one array<int> per field.
+        What `encode_rows` does.
     """
     training = audience.training
     split = split_devices(
@@ -75,20 +92,28 @@ def build_rows(
     predicate = conversion_predicate(audience, dict(events.dtypes))
     labelled = label_devices(feature_tokens, events, predicate, audience.horizon_days)
     kept = keep_negatives(training.seed, training.negatives_kept)
-    return encode_rows(labelled.withColumn("split", split).where(kept), vocabulary)
+    rows = labelled.withColumn(SPLIT, split)
+    rows = rows.withColumn(IN_TIME, split_in_time(audience, out_of_time)).where(kept)
+    return encode_rows(rows, vocabulary)
 
 
-def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, TableColumn]:
+def table_columns(audience: Audience, fields: Sequence[TokenField]) -> dict[str, TableColumn]:
     """The columns of `training_set`."""
     label, everything = label_columns(audience.label), Shown.EVERYTHING
 
-    def ids(field: FieldSpec) -> TableColumn:
+    def ids(field: TokenField) -> TableColumn:
         return TableColumn(
             "array<int>",
             f"Ids of the tokens of `{field.name}`; {MISSING_ID}: there is none, {UNKNOWN_ID}: unknown.",
             {"feature_tokens": [field.name], "feature_vocabulary": ["token", "id"]},
             Shown.COMMON_VALUES,
             field.min_devices,
+        )
+
+    def weights(field: TokenField) -> TableColumn:
+        name = weights_column(field.name)
+        return TableColumn(
+            "binary", f"A byte for each id of `{field.name}`: what it weighs.", {"feature_tokens": [name]}
         )
 
     return {
@@ -106,7 +131,15 @@ def table_columns(audience: Audience, fields: Sequence[FieldSpec]) -> dict[str, 
             {"feature_tokens": ["device_id"]},
             everything,
         ),
+        IN_TIME: TableColumn(
+            "tinyint",
+            f"The split in a rehearsal that ends before the newest as-of day, whose rows are {OUT_OF_TIME}; "
+            f"{LEFT_OUT}: not in it.",
+            {"feature_tokens": ["device_id", "day"]},
+            everything,
+        ),
         **{field.name: ids(field) for field in fields},
+        **{weights_column(field.name): weights(field) for field in fields if not is_behaviour(field.name)},
         "audience": audience_name(),
     }
 
@@ -169,29 +202,59 @@ def split_devices(
     return split.cast("tinyint")
 
 
+def split_in_time(audience: Audience, out_of_time: date | None) -> Column:
+    """The split of a row in the rehearsal of a training, which is over before the newest as-of day.
+
+    Rows of that day are OUT_OF_TIME; but none of the devices trained on where only a share of their negatives
+    is kept, so that what is measured is what happens. Rows of days whose horizon ends after it are LEFT_OUT:
+    what decides their labels partly decides those, too. So are all rows of devices kept for promotion.
+
+    Args:
+        audience: Its horizon, and the share of negatives kept.
+        out_of_time: The newest as-of day; None: there is no rehearsal.
+    """
+    if out_of_time is None:
+        return F.lit(LEFT_OUT).cast("tinyint")
+    split, newest = F.col(SPLIT), F.lit(out_of_time)
+    is_sampled = (split == TRAIN) & F.lit(audience.training.negatives_kept < 1)
+    chosen = (
+        F.when((split == PROMOTION) | ((F.col("day") == newest) & is_sampled), LEFT_OUT)
+        .when(F.col("day") == newest, OUT_OF_TIME)
+        .when(F.date_add("day", audience.horizon_days) > newest, LEFT_OUT)
+        .otherwise(split)
+    )
+    return chosen.cast("tinyint")
+
+
 def encode_rows(labelled: DataFrame, vocabulary: Vocabulary) -> DataFrame:
     """Replaces each field's tokens by ids, with the function that scoring uses too.
 
     Args:
-        labelled: `device_id`, `day`, `label`, `split` and the fields' tokens.
+        labelled: `device_id`, `day`, `label`, the splits, the fields' tokens and what they weigh.
         vocabulary: Its fields are the ones kept.
 
     Returns:
-        `device_id`, `day`, `label`, `split` and one array<int> per field, never empty.
+        `device_id`, `day`, `label`, the splits, one array<int> per field, never empty, and for each field
+        whose tokens weigh a column of as many bytes.
     """
-    kept = ["device_id", "day", "label", "split"]
+    kept = [name for name in ("device_id", "day", "label", SPLIT, IN_TIME) if name in labelled.columns]
     fields = [field.name for field in vocabulary.fields]
+    weighted = [field.name for field in vocabulary.fields if field.weighted]
+    names = [*kept, *fields, *map(weights_column, weighted)]
 
     def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             bags = vocabulary.encode(batch)
             columns = [batch.column(name) for name in kept] + [bags[name].to_arrow() for name in fields]
-            yield pa.RecordBatch.from_arrays(columns, names=[*kept, *fields])
+            columns += [bags[name].codes_to_arrow() for name in weighted]
+            yield pa.RecordBatch.from_arrays(columns, names=names)
 
-    narrow = labelled.select(*kept, *fields)
+    narrow = labelled.select(*kept, *vocabulary.columns)
     schema = StructType([f for f in narrow.schema.fields if f.name in kept])
     for name in fields:
         schema = schema.add(name, ArrayType(IntegerType()))
+    for name in weighted:
+        schema = schema.add(weights_column(name), BinaryType())
     return narrow.mapInArrow(encode, schema)
 
 

@@ -20,9 +20,11 @@ import numpy as np
 from pipelines.steps.errors import BundleError
 from pipelines.steps.features.encoded_rows import MISSING_ID, EncodedRows, Ragged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.calibration import Calibration
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""2 knew nothing of what a token weighs."""
 MANIFEST_FILE = "bundle.json"
 VOCABULARY_FILE = "vocabulary.json"
 TORCH_WEIGHTS = "weights.safetensors"
@@ -38,11 +40,12 @@ rows, so a fixed shape makes a row's score independent of the rows it arrives wi
 
 @dataclass(frozen=True)
 class BundleField:
-    """One field as the model knows it, in field order."""
+    """One field as the model knows it, in field order; `weighted`: each token comes with a code."""
 
     name: str
     vocabulary_size: int
     max_length: int
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ def read_manifest(directory: Path) -> BundleManifest:
             f"bundle {directory} has an unknown format version",
             found=format_version,
             expected=FORMAT_VERSION,
-            remedy="score with the code version that wrote it, or train again",
+            remedy="train once: run training_job; or score with the code version that wrote it",
         )
     try:
         parsed["fields"] = tuple(BundleField(**field) for field in parsed["fields"])
@@ -297,6 +300,14 @@ def check_rows(rows: EncodedRows, manifest: BundleManifest) -> int:
                 expected=f"ids from 0 to {field.vocabulary_size - 1}",
                 remedy="encode the rows with the bundle's own vocabulary",
             )
+        codes = rows[field.name].codes
+        if (0 if codes is None else len(codes)) != (len(ids) if field.weighted else 0):
+            raise BundleError(
+                f"the tokens of field {field.name!r} of the rows to score weigh otherwise than the model's",
+                found=f"{'no' if codes is None else len(codes)} codes for {len(ids)} ids",
+                expected="a code for each token" if field.weighted else "no codes",
+                remedy="encode the rows with the bundle's own vocabulary",
+            )
     return next(iter(counts.values()))
 
 
@@ -307,12 +318,13 @@ def full_batch(bag: Ragged) -> Ragged:
         return bag
     values = np.concatenate([bag.values, np.full(short, MISSING_ID, dtype=bag.values.dtype)])
     offsets = np.concatenate([bag.offsets, bag.offsets[-1] + np.arange(1, short + 1)])
-    return Ragged(values, offsets)
+    codes = None if bag.codes is None else np.concatenate([bag.codes, np.full(short, PLAIN, dtype=np.uint8)])
+    return Ragged(values, offsets, codes)
 
 
 def fields_of(vocabulary: Vocabulary) -> tuple[BundleField, ...]:
     """A vocabulary's fields as a model knows them."""
-    return tuple(BundleField(f.name, f.size, f.max_length) for f in vocabulary.fields)
+    return tuple(BundleField(f.name, f.size, f.max_length, f.weighted) for f in vocabulary.fields)
 
 
 def _refuse_other_content(directory: Path, staging: Path) -> None:

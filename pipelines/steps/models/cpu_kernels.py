@@ -10,25 +10,35 @@ from torch.nn import functional
 
 
 class SumOfEmbeddings(torch.autograd.Function):
-    """The sum of each bag's embeddings, as `embedding_bag`'s, with a gradient that sorts no ids.
+    """The sum of each bag's weighed embeddings, as `embedding_bag`'s, with a gradient that sorts no ids.
 
     PyTorch's own gradient took 9 of the 22 µs of a row's forward, backward and step on a CPU; this one 2.
     """
 
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(ids, offsets)
-        ctx.rows = len(embeddings)
-        return functional.embedding_bag(ids, embeddings, offsets, mode="sum", include_last_offset=True)
+    def forward(
+        ctx: Any, embeddings: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        ctx.save_for_backward(embeddings, ids, offsets, weights)
+        return functional.embedding_bag(
+            ids, embeddings, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+        )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
         from scipy import sparse  # scoring needs none
 
-        ids, offsets = (saved.numpy() for saved in ctx.saved_tensors)
-        ones = np.ones(len(ids), dtype=np.float32)
-        bags = sparse.csr_matrix((ones, ids, offsets), shape=(len(offsets) - 1, ctx.rows), copy=False)
-        return torch.from_numpy(bags.T @ gradient.contiguous().numpy()), None, None
+        embeddings, ids, offsets, weights = ctx.saved_tensors
+        each = np.ones(len(ids), dtype=np.float32) if weights is None else weights.detach().numpy()
+        bags = sparse.csr_matrix(
+            (each, ids.numpy(), offsets.numpy()), shape=(len(offsets) - 1, len(embeddings)), copy=False
+        )
+        gradient = gradient.contiguous()
+        of_embeddings = torch.from_numpy(bags.T @ gradient.numpy())
+        if weights is None:
+            return of_embeddings, None, None, None
+        of_tokens = gradient.repeat_interleave(offsets.diff(), dim=0)
+        return of_embeddings, None, None, of_tokens.mul_(embeddings.index_select(0, ids)).sum(dim=1)
 
 
 class Dropout(nn.Module):

@@ -14,7 +14,7 @@ from pipelines.steps.progress import working
 
 
 def train_dnn_distributed(
-    paths: Sequence[Path],
+    files: TrainingFiles,
     vocabulary_sizes: Mapping[str, int],
     config: DnnConfig,
     *,
@@ -28,7 +28,7 @@ def train_dnn_distributed(
     for rounding and for what dropout draws.
 
     Args:
-        paths: Files of the training set, readable by every process.
+        files: The training set, readable by every process.
         vocabulary_sizes: Field name → number of ids, in field order.
         config: How.
         processes: How many; on a cluster, as many tasks run at once.
@@ -43,7 +43,9 @@ def train_dnn_distributed(
     distributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=config.device == "cuda")
     try:
         with working(f"training the networks in {processes} processes"):
-            trained = distributor.run(_train_part, list(paths), dict(vocabulary_sizes), config, streamed)
+            trained = distributor.run(
+                _train_part, list(files.paths), files.split, dict(vocabulary_sizes), config, streamed
+            )
     except RuntimeError as error:
         raise TrainingError(
             "the network could not be trained in several processes",
@@ -62,7 +64,11 @@ def train_dnn_distributed(
 
 
 def _train_part(
-    paths: Sequence[Path], vocabulary_sizes: Mapping[str, int], config: DnnConfig, streamed: bool
+    paths: Sequence[Path],
+    split: str,
+    vocabulary_sizes: Mapping[str, int],
+    config: DnnConfig,
+    streamed: bool,
 ) -> TrainedDnn:
     """What each process does; that of rank 0 is the answer."""
     from torch import distributed
@@ -72,7 +78,7 @@ def _train_part(
     distributed.init_process_group("nccl" if config.device == "cuda" else "gloo")
     try:
         rank = distributed.get_rank()
-        files = TrainingFiles(paths, list(vocabulary_sizes))
+        files = TrainingFiles(paths, list(vocabulary_sizes), split)
         return train_dnn(
             files if streamed else files.read([TRAIN, VALIDATION]),
             vocabulary_sizes,

@@ -1,7 +1,7 @@
 """Batches as the network reads them: bags of all fields as one, in memory or streamed from files."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -11,13 +11,17 @@ from torch import Tensor
 
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged
+from pipelines.steps.features.token_weights import CODES
 from pipelines.steps.labels.training_rows import (
     TrainingFiles,
     TrainingRows,
 )
 
-Bags = tuple[Tensor, Tensor]
-"""Ids [N] in the one table of all fields and offsets [F·B + 1], int32; bag f·B + b is of field f, row b."""
+Bags = tuple[Tensor, Tensor, Tensor | None]
+"""Ids [N] in the one table of all fields and offsets [F·B + 1], int32; bag f·B + b is of field f, row b.
+
+Then what each token weighs, int32 [N]: its code + 256·f; None where no field's tokens weigh.
+"""
 
 
 def pack(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Ragged:
@@ -28,13 +32,13 @@ def pack(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Ragged:
         vocabulary_sizes: V_f by name, in field order.
 
     Returns:
-        F·B bags; bag f·B + b is row b's of field f.
+        F·B bags; bag f·B + b is row b's of field f. Codes are shifted, too, to code + 256·f.
 
     Raises:
         DataError: The offsets of a field do not end at its number of ids. PyTorch does not refuse
             them: it silently drops or repeats tokens (pytorch/pytorch#52851).
     """
-    values, lengths, first = [], [], 0
+    values, lengths, first, names = [], [], 0, list(vocabulary_sizes)
     for name, size in vocabulary_sizes.items():
         bag = rows[name]
         if bag.offsets[0] != 0 or bag.offsets[-1] != len(bag.values):
@@ -47,7 +51,15 @@ def pack(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Ragged:
         values.append(bag.values + np.int32(first))
         lengths.append(bag.lengths)
         first += size
-    return Ragged.of_lengths(np.concatenate(values), np.concatenate(lengths))
+    return Ragged.of_lengths(np.concatenate(values), np.concatenate(lengths), _shifted_codes(rows, names))
+
+
+def _shifted_codes(rows: EncodedRows, names: Sequence[str]) -> np.ndarray | None:
+    if all(rows[name].codes is None for name in names):
+        return None
+    number = np.min_scalar_type(CODES * len(names) - 1)
+    codes = [np.add(rows[name].each_code(), f * CODES, dtype=number) for f, name in enumerate(names)]
+    return np.concatenate(codes)
 
 
 def to_tensors(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Bags:
@@ -58,7 +70,10 @@ def to_tensors(rows: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> Bags:
 def as_tensors(packed: Ragged, device: str = "cpu") -> Bags:
     """What `pack` made, as a network reads it; on a CPU the ids are shared, not copied."""
     ids = torch.from_numpy(np.ascontiguousarray(packed.values, dtype=np.int32))
-    return ids.to(device), torch.from_numpy(packed.offsets.astype(np.int32)).to(device)
+    offsets = torch.from_numpy(packed.offsets.astype(np.int32)).to(device)
+    if packed.codes is None:
+        return ids.to(device), offsets, None
+    return ids.to(device), offsets, torch.from_numpy(packed.codes.astype(np.int32)).to(device)
 
 
 SHUFFLED_ROWS = 262_144
@@ -117,6 +132,8 @@ class RowsInMemory:
         content = hashlib.sha256()
         for array in (self.labels, self._packed.values, self._packed.offsets):
             content.update(np.ascontiguousarray(array).data)
+        if self._packed.codes is not None:
+            content.update(np.ascontiguousarray(self._packed.codes).data)
         return content.digest()
 
 

@@ -20,6 +20,7 @@ class DnnConfig:
         dropout: Share of hidden activations dropped in training.
         pooling: How a row's embeddings become one.
         token_counts: Whether the number of a field's tokens is an input.
+        token_weights: Whether a token weighs by how often, on how many days and how lately it was seen.
         embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_std: Standard deviation of the initial embeddings.
         embedding_init: Root mean square of the embeddings that training starts from, found by correspondence
@@ -48,6 +49,7 @@ class DnnConfig:
     dropout: float = 0.3
     pooling: Pooling = "sqrt_n"
     token_counts: bool = True
+    token_weights: bool = True
     embedding_dropout: float = 0.2
     embedding_init_std: float = 0.01
     embedding_init: float = 0.3
@@ -70,6 +72,7 @@ class DnnConfig:
         plain: dict[str, Any] = {
             "pooling": "mean",
             "token_counts": False,
+            "token_weights": False,
             "embedding_dropout": 0.0,
             "token_dropout": 0.0,
             "embedding_eps": 1e-8,
@@ -93,5 +96,6 @@ class DnnConfig:
             "hidden": list(self.hidden),
             "pooling": self.pooling,
             "token_counts": self.token_counts,
+            "token_weights": self.token_weights,
             "members": self.members,
         }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from pipelines.steps.features.token_weights import AGES, DAYS, EVENTS
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.models.cpu_kernels import Dropout, SumOfEmbeddings
 from pipelines.steps.models.dnn_batches import Bags
@@ -38,6 +39,7 @@ class AudienceNet(nn.Module):
         members: M; their embeddings lie side by side, so that all are looked up at once.
         embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_std: Standard deviation of the initial embeddings.
+        token_weights: Whether tokens weigh by their codes, each member having weights of its own.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class AudienceNet(nn.Module):
         members: int = 1,
         embedding_dropout: float = 0.0,
         embedding_init_std: float = 0.01,
+        token_weights: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in ("mean", "sqrt_n"):
@@ -60,15 +63,18 @@ class AudienceNet(nn.Module):
         self.pooling, self.token_counts = pooling, token_counts
         table = torch.empty(sum(vocabulary_sizes), members * embedding_dim)  # V × M·D
         self.embeddings = nn.Parameter(nn.init.normal_(table, std=embedding_init_std))
+        self._parts: Sequence[Tensor] | None = None
+        """The embeddings of each member, once they no longer change."""
         self.embedding_dropout = Dropout(embedding_dropout)
+        self.token_weights = TokenWeights(members, self.fields) if token_weights else None
         inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
         self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
 
     def forward(self, bags: Bags) -> Tensor:
-        """Logits [B] of `to_tensors`' ids [N] and offsets [F·B + 1]."""
-        ids, offsets = bags
+        """Logits [B] of `to_tensors`' ids [N], offsets [F·B + 1] and codes [N]."""
+        _, offsets, _ = bags
         lengths = offsets.diff().clamp(min=1).to(self.embeddings.dtype)  # F·B
-        pooled = self._pooled(ids, offsets, lengths)  # F·B × M·D
+        pooled = self._pooled(bags, lengths)  # F·B × M·D
         rows = len(lengths) // self.fields
         by_member = pooled.view(self.fields, rows, self.members, self.embedding_dim).permute(2, 1, 0, 3)
         inputs = self.embedding_dropout(by_member.flatten(2))  # M × B × F·D
@@ -78,19 +84,62 @@ class AudienceNet(nn.Module):
         logits = [member(x) for member, x in zip(self.feed_forward, inputs, strict=True)]  # M of B × 1
         return torch.stack(logits).mean(dim=0).squeeze(1)
 
-    def _pooled(self, ids: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
-        """One vector per bag, F·B × M·D; only in training by the gradient that is cheaper on a CPU."""
-        if self.pooling == "mean" and not self.training:
+    def _pooled(self, bags: Bags, lengths: Tensor) -> Tensor:
+        """One vector per bag, F·B × M·D."""
+        ids, offsets, codes = bags
+        if codes is not None and self.token_weights is not None:
+            tables = self.token_weights()
+            sums = torch.cat(
+                [
+                    self._sums(embeddings, ids, offsets, table.index_select(0, codes))
+                    for embeddings, table in zip(self._by_member(), tables, strict=True)
+                ],
+                dim=1,
+            )
+        elif self.pooling == "mean" and not self.training:
             return functional.embedding_bag(
                 ids, self.embeddings, offsets, mode="mean", include_last_offset=True
             )
-        if self.training and ids.device.type == "cpu":
-            sums: Tensor = SumOfEmbeddings.apply(self.embeddings, ids, offsets)  # type: ignore[no-untyped-call]
         else:
-            sums = functional.embedding_bag(
-                ids, self.embeddings, offsets, mode="sum", include_last_offset=True
-            )
+            sums = self._sums(self.embeddings, ids, offsets, None)
         return sums / (lengths if self.pooling == "mean" else lengths.sqrt()).unsqueeze(1)
+
+    def _sums(self, embeddings: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
+        """One sum per bag; only in training by the gradient that is cheaper on a CPU."""
+        if self.training and ids.device.type == "cpu":
+            return SumOfEmbeddings.apply(embeddings, ids, offsets, weights)  # type: ignore[no-any-return, no-untyped-call]
+        return functional.embedding_bag(
+            ids, embeddings, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+        )
+
+    def _by_member(self) -> Sequence[Tensor]:
+        """V × D of each member, in one piece: to look up columns of one table takes 4 times as long."""
+        if self.members == 1:
+            return [self.embeddings]
+        if self.embeddings.requires_grad:
+            return self.embeddings.chunk(self.members, dim=1)
+        if self._parts is None:
+            self._parts = [part.contiguous() for part in self.embeddings.chunk(self.members, dim=1)]
+        return self._parts
+
+
+class TokenWeights(nn.Module):
+    """What a token of each code weighs: 1, and something for how often, on how many days and how long ago.
+
+    The first class of each of the three adds nothing, so a token of which nothing is known weighs 1.
+    """
+
+    def __init__(self, members: int, fields: int) -> None:
+        super().__init__()
+        self.events, self.days, self.ages = (
+            nn.Parameter(torch.zeros(members, fields, len(classes) - 1)) for classes in (EVENTS, DAYS, AGES)
+        )
+
+    def forward(self) -> Tensor:
+        """M × F·256: the weight of code c in field f is at c + 256·f."""
+        events, days, ages = (functional.pad(part, (1, 0)) for part in (self.events, self.days, self.ages))
+        table = 1 + events[..., None, None, :] + days[..., None, :, None] + ages[..., :, None, None]
+        return table.flatten(1)
 
 
 def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
@@ -110,7 +159,9 @@ def ensemble_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     merged = {"embeddings": torch.cat([state["embeddings"] for state in states], dim=1)}
     for member, state in enumerate(states):
         for name, tensor in state.items():
-            if name != "embeddings":
+            if name.startswith("token_weights."):
+                merged[name] = torch.cat([each[name] for each in states])
+            elif name != "embeddings":
                 merged[name.replace("feed_forward.0.", f"feed_forward.{member}.", 1)] = tensor
     return merged
 

@@ -177,6 +177,8 @@ class _MemberRun:
             {"params": [self.network.embeddings], "eps": config.embedding_eps},
             {"params": list(self.network.feed_forward.parameters())},
         ]
+        if self.network.token_weights is not None:
+            parameter_groups.append({"params": list(self.network.token_weights.parameters())})
         self.optimizer = torch.optim.AdamW(
             parameter_groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )

@@ -8,11 +8,12 @@ import numpy as np
 import safetensors.numpy
 
 from pipelines.steps.errors import BundleError
+from pipelines.steps.features.token_weights import CODES, events_class
 from pipelines.steps.models.bundle import (
     BundleField,
 )
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.onnx_model import OnnxModel, bag_input_names
+from pipelines.steps.models.onnx_model import OnnxModel, bag_input_names, codes_input_name
 
 OPSET, IR_VERSION = 16, 8
 """Versions of the graphs written here, the oldest with all their operators: old runtimes read them."""
@@ -51,6 +52,7 @@ class _GraphWriter:
         self.fields = fields
         self._nodes: list[tuple[str, Sequence[str], str, Mapping[str, Any]]] = []
         self._constants: dict[str, np.ndarray] = {}
+        self._coded: dict[str, str] = {}
 
     def constant(self, values: Any, number: type[np.generic] = np.int64) -> str:
         name = f"constant {len(self._constants)}"
@@ -63,8 +65,12 @@ class _GraphWriter:
         self._nodes.append((operator, inputs, name, attributes))
         return name
 
-    def bag_sums(self, field: BundleField, embeddings: np.ndarray) -> tuple[str, str]:
+    def bag_sums(
+        self, field: BundleField, embeddings: np.ndarray, weights: np.ndarray | None = None
+    ) -> tuple[str, str]:
         """Sums of a field's embeddings, float [B, D], and its numbers of tokens, int64 [B, 1].
+
+        Where its tokens weigh, each embedding is multiplied by what its code weighs, float [256].
 
         A token's row is the number of bags that end at or before it; so the offsets say it all. Gathered
         embeddings are added to their rows in the order of the tokens.
@@ -81,6 +87,10 @@ class _GraphWriter:
         width = self.constant(embeddings.shape[1:])
         shape = self.node("Concat", self.node("Shape", lengths), width, axis=0)
         gathered = self.node("Gather", self.constant(embeddings, np.float32), ids)
+        if field.weighted and weights is not None:
+            self._coded[field.name] = codes_input_name(field)
+            each = self.node("Gather", self.constant(weights, np.float32), codes_input_name(field))
+            gathered = self.node("Mul", gathered, self.node("Unsqueeze", each, one))
         # ScatterElements would be 24 times as slow
         sums = self.node(
             "ScatterND",
@@ -101,6 +111,10 @@ class _GraphWriter:
             for name, dimension in zip(
                 bag_input_names(field), (f"{field.name} tokens", "rows + 1"), strict=True
             )
+        ]
+        inputs += [
+            helper.make_tensor_value_info(name, TensorProto.INT64, [f"{field} tokens"])
+            for field, name in self._coded.items()
         ]
         graph = helper.make_graph(
             [
@@ -126,9 +140,16 @@ def _audience_net_logits(
     members, width = architecture.get("members", 1), architecture["embedding_dim"]
     pooled: list[list[str]] = [[] for _ in range(members)]
     counts: list[str] = []
-    for field, embeddings in zip(graph.fields, _by_field(graph, state["embeddings"]), strict=True):
+    tables = _token_weights(state) if architecture.get("token_weights") else None  # M × F × 256
+    for place, (field, embeddings) in enumerate(
+        zip(graph.fields, _by_field(graph, state["embeddings"]), strict=True)
+    ):
         for member in range(members):
-            sums, lengths = graph.bag_sums(field, embeddings[:, member * width : (member + 1) * width])
+            sums, lengths = graph.bag_sums(
+                field,
+                embeddings[:, member * width : (member + 1) * width],
+                None if tables is None else tables[member, place],
+            )
             length = graph.node("Cast", graph.node("Max", lengths, at_least_one), to=FLOAT)
             divisor = graph.node("Sqrt", length) if architecture.get("pooling") == "sqrt_n" else length
             pooled[member].append(graph.node("Div", sums, divisor))
@@ -142,6 +163,16 @@ def _audience_net_logits(
         for member, inputs in enumerate(pooled)
     ]
     return graph.node("Squeeze", graph.node("Mean", *logits), graph.constant([1]))
+
+
+def _token_weights(state: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What TokenWeights.forward says, by member, field and code."""
+    events, days, ages = (
+        np.pad(state[f"token_weights.{part}"], ((0, 0), (0, 0), (1, 0)))
+        for part in ("events", "days", "ages")
+    )
+    table = np.float32(1) + events[..., None, None, :] + days[..., None, :, None] + ages[..., :, None, None]
+    return np.asarray(table.reshape(*table.shape[:2], CODES))
 
 
 def _feed_forward_logits(
@@ -165,7 +196,10 @@ def _by_field(graph: _GraphWriter, table: np.ndarray) -> list[np.ndarray]:
 def _logistic_logits(graph: _GraphWriter, state: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> str:
     """Writes what LogisticNet.forward does."""
     tables = _by_field(graph, state["weights"])
-    sums = [graph.bag_sums(field, table)[0] for field, table in zip(graph.fields, tables, strict=True)]
+    entries = events_class(np.arange(CODES)) + 1
+    sums = [
+        graph.bag_sums(field, table, entries)[0] for field, table in zip(graph.fields, tables, strict=True)
+    ]
     total = graph.node("ReduceSum", graph.node("Concat", *sums, axis=1), graph.constant([1]), keepdims=0)
     return graph.node("Add", total, graph.constant(state["bias"], np.float32))
 

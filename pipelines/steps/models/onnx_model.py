@@ -17,6 +17,7 @@ from scipy.special import expit
 from pipelines.steps.errors import BundleError
 from pipelines.steps.features.encoded_rows import MISSING_ID, EncodedRows, Ragged, count_matrix
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_weights import CODES, PLAIN
 from pipelines.steps.models.bundle import (
     NO_MEMBERS,
     SCORE_BATCH_ROWS,
@@ -62,7 +63,8 @@ class OnnxModel:
             "padded_ids": per field an input of its name, ids [B, L_f], MISSING_ID after the last token.
             What the embedding layers of Keras read.
             "bags": per field the inputs `FIELD_ids` [N_f] and `FIELD_offsets` [B + 1], as PyTorch's
-            EmbeddingBag reads them: row r holds ids[offsets[r]:offsets[r + 1]].
+            EmbeddingBag reads them: row r holds ids[offsets[r]:offsets[r + 1]]. Of a field whose tokens weigh
+            a graph may read `FIELD_codes` [N_f], too: 0 to 255, see `token_weights`.
         output: Name of the output to read; None if there is only one of floats and of a shape below.
         output_is: "probability" for [B], [B, 1] or [B, 2] (the second column being the probability), or
             "logit" for [B] or [B, 1].
@@ -191,8 +193,9 @@ class _Graph:
         """float32 [rows] of a batch of at most SCORE_BATCH_ROWS rows."""
         arrays = self._form.arrays({name: full_batch(bag) for name, bag in batch.items()}, self._fields)
         feed = {
-            name: array.astype(number, copy=False)
-            for (name, number), array in zip(self._inputs, arrays, strict=True)
+            read[0]: array.astype(read[1], copy=False)
+            for read, array in zip(self._inputs, arrays, strict=True)
+            if read is not None
         }
         answer = np.asarray(self._session.run([self.output], feed)[0])
         self._check_shape(answer)
@@ -202,15 +205,17 @@ class _Graph:
         self._check_range(values)
         return np.asarray(np.clip(values, 0, 1), dtype=np.float32)
 
-    def _check_inputs(self, form: str) -> list[tuple[str, type[np.generic]]]:
-        """Name and type of every input, in the order of the form's arrays."""
+    def _check_inputs(self, form: str) -> list[tuple[str, type[np.generic]] | None]:
+        """Name and type of every input, in the order of the form's arrays; None: the graph does without."""
         found: dict[str, Any] = {node.name: node for node in self._session.get_inputs()}
         expected = self._form.inputs(self._fields)
         names = [node.name for node in expected]
         if names == [ANY_NAME] and len(found) == 1:
             names = list(found)
-        if set(found) != set(names) or not all(
-            node.accepts(found[name]) for name, node in zip(names, expected, strict=True)
+        by_name = dict(zip(names, expected, strict=True))
+        needed = {name for name, node in by_name.items() if not node.optional}
+        if not needed <= set(found) <= set(names) or not all(
+            by_name[name].accepts(node) for name, node in found.items()
         ):
             raise BundleError(
                 f"the inputs of {self._origin} do not fit the vocabulary",
@@ -218,7 +223,7 @@ class _Graph:
                 expected=f"for {form!r}: " + ", ".join(str(node) for node in expected),
                 remedy="export it with these inputs and rows left open, or name another form of input",
             )
-        return [(name, NUMBERS[found[name].type]) for name in names]
+        return [(name, NUMBERS[found[name].type]) if name in found else None for name in names]
 
     def _choose_output(self, wanted: str | None) -> str:
         found: dict[str, Any] = {node.name: node for node in self._session.get_outputs()}
@@ -238,12 +243,13 @@ class _Graph:
 
     def _try_out(self) -> None:
         """Two rows, of each field's lowest and highest id: what cannot be run shows now, not in a job."""
-        lists = {
-            field.name: [[MISSING_ID], [field.vocabulary_size - 1] * field.max_length]
-            for field in self._fields
-        }
+        rows = {}
+        for field in self._fields:
+            ids = [[MISSING_ID], [field.vocabulary_size - 1] * field.max_length]
+            codes = [[PLAIN], [CODES - 1] * field.max_length] if field.weighted else None
+            rows[field.name] = Ragged.from_lists(ids, codes)
         try:
-            self.probabilities({name: Ragged.from_lists(bags) for name, bags in lists.items()}, 2)
+            self.probabilities(rows, 2)
         except BundleError:
             raise
         except Exception as error:  # onnxruntime's errors have no base class of their own
@@ -321,12 +327,14 @@ class _Input:
         types: Types it may have, as onnxruntime calls them.
         shape: Of each dimension its size, or a key of SIZES. A graph may leave any of them open.
         states_width: Whether it may not leave the last one open.
+        optional: Whether a graph may do without it.
     """
 
     name: str
     types: Sequence[str]
     shape: tuple[int | str, ...]
     states_width: bool = False
+    optional: bool = False
 
     def accepts(self, node: Any) -> bool:
         """Whether an input that a graph declares is this one."""
@@ -369,7 +377,8 @@ def _bags_inputs(fields: Sequence[BundleField]) -> list[_Input]:
     for field in fields:
         ids, offsets = bag_input_names(field)
         inputs += [_Input(ids, INTEGERS, ("tokens",)), _Input(offsets, INTEGERS, ("rows + 1",))]
-    return inputs
+    coded = [codes_input_name(field) for field in fields if field.weighted]
+    return inputs + [_Input(name, INTEGERS, ("tokens",), optional=True) for name in coded]
 
 
 def bag_input_names(field: BundleField) -> tuple[str, str]:
@@ -377,9 +386,15 @@ def bag_input_names(field: BundleField) -> tuple[str, str]:
     return f"{field.name}_ids", f"{field.name}_offsets"
 
 
+def codes_input_name(field: BundleField) -> str:
+    """The input of what tokens weigh."""
+    return f"{field.name}_codes"
+
+
 def _bags(batch: EncodedRows, fields: Sequence[BundleField]) -> list[np.ndarray]:
     bags = [batch[field.name] for field in fields]
-    return [array for bag in bags for array in (bag.values, bag.offsets)]
+    codes = [batch[field.name].each_code() for field in fields if field.weighted]
+    return [array for bag in bags for array in (bag.values, bag.offsets)] + codes
 
 
 def _multi_hot_inputs(fields: Sequence[BundleField]) -> list[_Input]:

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xgboost
 
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.errors import BundleError
-from pipelines.steps.features.encoded_rows import EncodedRows, count_matrix
+from pipelines.steps.features.encoded_rows import EncodedRows
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import (
     TRAIN,
@@ -21,7 +21,11 @@ from pipelines.steps.labels.training_rows import (
     check_vocabulary,
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, BundleManifest, Scorer, check_rows, require_architecture
+from pipelines.steps.models.model_columns import matrix_of, ordinal_columns
 from pipelines.steps.progress import Work, beating
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 logger = logging.getLogger(__name__)
 XGBOOST_ARCHITECTURES = ("boosted_trees",)
@@ -146,6 +150,7 @@ def tune_xgboost(
     progress: Callable[[Trial], None] = lambda _: None,
     *,
     trials: int = XGBOOST_TRIALS,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedXGBoost:
     """The best, on the VALIDATION rows, of the first so many settings of TRIALS, grown as far as it gains.
 
@@ -155,6 +160,7 @@ def tune_xgboost(
         config: What each trial changes.
         progress: Called after every trial; the log tells of each by itself.
         trials: The budget; 1 is no tuning.
+        columns: See `train_xgboost`.
 
     Raises:
         TrainingError: The rows are not trainable.
@@ -162,7 +168,7 @@ def tune_xgboost(
 
     def grow(number: int, changes: Mapping[str, Any]) -> TrainedXGBoost:
         with beating(Work(f"growing the trees of trial {number} of {trials}")) as work:
-            grown = train_xgboost(rows, vocabulary_sizes, replace(config, **changes))
+            grown = train_xgboost(rows, vocabulary_sizes, replace(config, **changes), columns)
         trial = Trial(number, changes, grown.best_auc, grown.best_round)
         logger.info("%s, %.1f s", trial, work.seconds)
         progress(trial)
@@ -180,9 +186,18 @@ def tune_xgboost(
 
 
 def train_xgboost(
-    rows: TrainingRows, vocabulary_sizes: Mapping[str, int], config: XGBoostConfig
+    rows: TrainingRows,
+    vocabulary_sizes: Mapping[str, int],
+    config: XGBoostConfig,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedXGBoost:
     """Grows trees on the TRAIN rows until the VALIDATION rows are ranked no better.
+
+    Args:
+        rows: All splits; TEST is never read.
+        vocabulary_sizes: Field name → number of ids.
+        config: How they grow.
+        columns: The vocabulary's `ordinal_columns`; None: a column per id.
 
     Raises:
         TrainingError: The rows are not trainable.
@@ -193,9 +208,9 @@ def train_xgboost(
     curves: dict[str, dict[str, list[float]]] = {}
     grown = xgboost.train(
         _parameters(config),
-        _matrix(train, vocabulary_sizes, config),
+        _matrix(train, vocabulary_sizes, config, columns),
         num_boost_round=config.num_boost_round,
-        evals=[(_matrix(validation, vocabulary_sizes, config), "validation")],
+        evals=[(_matrix(validation, vocabulary_sizes, config, columns), "validation")],
         early_stopping_rounds=config.patience,
         evals_result=curves,
         verbose_eval=False,
@@ -205,10 +220,15 @@ def train_xgboost(
 
 
 def _matrix(
-    rows: TrainingRows, vocabulary_sizes: Mapping[str, int], config: XGBoostConfig
+    rows: TrainingRows,
+    vocabulary_sizes: Mapping[str, int],
+    config: XGBoostConfig,
+    columns: "sparse.csr_matrix | None",
 ) -> xgboost.DMatrix:
-    counts = count_matrix(rows.bags, vocabulary_sizes)  # an absent token is XGBoost's "missing"
-    return xgboost.DMatrix(counts, label=rows.labels, nthread=config.threads)
+    # An absent token is XGBoost's "missing".
+    return xgboost.DMatrix(
+        matrix_of(rows.bags, vocabulary_sizes, columns), label=rows.labels, nthread=config.threads
+    )
 
 
 def _parameters(config: XGBoostConfig) -> dict[str, object]:
@@ -228,16 +248,22 @@ class XGBoostScorer:
         self.manifest = manifest
         self.vocabulary = vocabulary
         self._booster = booster
+        # not Vocabulary.sizes: the manifest's fields are what the columns were numbered by
+        self._sizes = {field.name: field.vocabulary_size for field in manifest.fields}
+        self._columns = bundle_columns(manifest, vocabulary)
 
     def score(self, rows: EncodedRows) -> np.ndarray:
         """float32 probabilities [rows]; a row's value does not depend on the rows around it."""
         count = check_rows(rows, self.manifest)
         if not count:
             return np.empty(0, dtype=np.float32)
-        # not Vocabulary.sizes: the manifest's fields are what the columns were numbered by
-        sizes = {field.name: field.vocabulary_size for field in self.manifest.fields}
-        scores = self._booster.inplace_predict(count_matrix(rows, sizes))
+        scores = self._booster.inplace_predict(matrix_of(rows, self._sizes, self._columns))
         return np.asarray(scores, dtype=np.float32)
+
+
+def bundle_columns(manifest: BundleManifest, vocabulary: Vocabulary) -> "sparse.csr_matrix | None":
+    """The columns that trees of such a bundle read; None where there is one per id."""
+    return ordinal_columns(vocabulary.only([field.name for field in manifest.fields]).fields)
 
 
 def load_xgboost(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary, threads: int) -> Scorer:
@@ -256,12 +282,13 @@ def load_xgboost(weights: Path, manifest: BundleManifest, vocabulary: Vocabulary
             expected="a model that XGBoost wrote as UBJSON",
             remedy="restore the bundle, or train again",
         ) from error
-    columns = sum(field.vocabulary_size for field in manifest.fields)
+    matrix = bundle_columns(manifest, vocabulary)
+    columns = sum(f.vocabulary_size for f in manifest.fields) if matrix is None else matrix.shape[1]
     if booster.num_features() != columns:
         raise BundleError(
             f"the weights {weights} do not fit its architecture and vocabulary",
             found=f"trees over {booster.num_features()} columns",
-            expected=f"{columns} columns, one per id",
+            expected=f"{columns} columns, one per id and one per behaviour",
             remedy="restore the bundle, or train again",
         )
     return XGBoostScorer(manifest, vocabulary, booster)

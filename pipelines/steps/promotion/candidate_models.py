@@ -1,7 +1,7 @@
 """Calibrating, measuring and bundling the candidates alike. Which one serves: `champion_model`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from pipelines.steps.config.audience import SegmentSpec
 from pipelines.steps.features.feature_vocabulary import Vocabulary
-from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
+from pipelines.steps.labels.training_rows import OUT_OF_TIME, TEST, VALIDATION, TrainingRows
 from pipelines.steps.models.blend_model import BlendedModel, mean_in_logits
-from pipelines.steps.models.bundle import TrainedModel, write_bundle
+from pipelines.steps.models.bundle import Scorer, TrainedModel, write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.calibration import Calibration, correct_for_sampling
 from pipelines.steps.models.calibration_fit import fit_calibration
@@ -26,17 +26,27 @@ BLEND = "blend"
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate's metrics: validation chooses, test is only reported."""
+    """One candidate's metrics: validation chooses, the others are only reported.
+
+    Attributes:
+        validation: On the VALIDATION rows.
+        test: On the TEST rows.
+        out_of_time: On the OUT_OF_TIME rows; None where there are none, or of one class only.
+    """
 
     validation: Metrics
     test: Metrics
+    out_of_time: Metrics | None = None
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        return {"validation": self.validation.to_dict(), "test": self.test.to_dict()}
+        """Split → metrics, of the splits that there are."""
+        found = {"validation": self.validation, "test": self.test, "out_of_time": self.out_of_time}
+        return {split: metrics.to_dict() for split, metrics in found.items() if metrics}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Mapping[str, float]]) -> "Measured":
-        return cls(Metrics(**plain["validation"]), Metrics(**plain["test"]))  # type: ignore[arg-type]
+        """What was recorded."""
+        return cls(**{split: Metrics(**metrics) for split, metrics in plain.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,19 @@ class Scores:
     Attributes:
         validation: float32 [rows] of the VALIDATION rows.
         test: float32 [rows] of the TEST rows.
+        out_of_time: float32 [rows] of the OUT_OF_TIME rows, mostly none.
     """
 
     validation: np.ndarray
     test: np.ndarray
+    out_of_time: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+
+    @classmethod
+    def of(cls, scorer: Scorer, rows: TrainingRows) -> "Scores":
+        """What a model gives the rows of these splits."""
+        later = rows.subset(OUT_OF_TIME)
+        found = [scorer.score(rows.subset(split).bags) for split in (VALIDATION, TEST)]
+        return cls(*found, scorer.score(later.bags)) if later.rows else cls(*found)
 
 
 @dataclass(frozen=True)
@@ -83,33 +102,33 @@ def measure_candidate(
     Args:
         trained: The model.
         vocabulary: Its rows were encoded with it.
-        rows: VALIDATION and TEST, and maybe others.
+        rows: VALIDATION, TEST and OUT_OF_TIME where there is such a day, and maybe others.
         negatives_kept: Share of the TRAIN rows' negatives that the model was trained on.
         scores: What it gives before it is calibrated, where that is known.
         devices: [VALIDATION rows], whose row it is; None: each is of a device of its own.
     """
-    validation, test = rows.subset(VALIDATION), rows.subset(TEST)
-    plain = scores or _score_plain(trained, vocabulary, validation, test)
+    validation, test, later = (rows.subset(split) for split in (VALIDATION, TEST, OUT_OF_TIME))
+    plain = scores or _score_plain(trained, vocabulary, rows)
     corrected = correct_for_sampling(plain.validation, negatives_kept)
     calibration = fit_calibration(validation.labels, corrected, devices)
     calibration = calibration.after_sampling(negatives_kept)
-    calibrated = Scores(calibration.apply(plain.validation), calibration.apply(plain.test))
+    splits = (plain.validation, plain.test, plain.out_of_time)
+    calibrated = Scores(*[calibration.apply(probabilities) for probabilities in splits])
     measured = Measured(
         compute_metrics(validation.labels, calibrated.validation),
         compute_metrics(test.labels, calibrated.test),
+        compute_metrics(later.labels, calibrated.out_of_time) if len(np.unique(later.labels)) > 1 else None,
     )
     return Candidate(trained, calibration, measured, calibrated)
 
 
-def _score_plain(
-    trained: TrainedModel, vocabulary: Vocabulary, validation: TrainingRows, test: TrainingRows
-) -> Scores:
+def _score_plain(trained: TrainedModel, vocabulary: Vocabulary, rows: TrainingRows) -> Scores:
     """What the model's bundle gives while it holds no calibration."""
     with TemporaryDirectory() as scratch:
         plain = Path(scratch) / "bundle"
         write_bundle(plain, trained, vocabulary, training_days=[], code_version=CODE_VERSION, metrics={})
         scorer = load_bundle(plain)
-    return Scores(scorer.score(validation.bags), scorer.score(test.bags))
+    return Scores.of(scorer, rows)
 
 
 def write_candidate(
@@ -143,7 +162,9 @@ def blend_scores(members: Mapping[str, Scores]) -> Scores:
     """What the members' blend gives, from what they give."""
     own = [members[name] for name in CANDIDATES if name in members]
     return Scores(
-        mean_in_logits([scores.validation for scores in own]), mean_in_logits([scores.test for scores in own])
+        mean_in_logits([scores.validation for scores in own]),
+        mean_in_logits([scores.test for scores in own]),
+        mean_in_logits([scores.out_of_time for scores in own]),
     )
 
 

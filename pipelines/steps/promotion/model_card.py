@@ -10,9 +10,10 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 from tabulate import tabulate
 
-from pipelines.steps.models.metrics import Difference, Metrics, comparison_table
+from pipelines.steps.models.metrics import Difference, comparison_table
+from pipelines.steps.promotion.candidate_models import Measured
 from pipelines.steps.promotion.champion_model import SEEN_BY_FORMER, Promotion
-from pipelines.steps.promotion.model_report import Report
+from pipelines.steps.promotion.model_report import Later, OperatingPoint, Report
 from pipelines.steps.promotion.promises import measure_promises, top_segments
 
 CARD_FILE = "card.md"
@@ -49,7 +50,7 @@ def make_card(
     title: str,
     facts: Mapping[str, object],
     report: Report,
-    metrics: Mapping[str, Metrics],
+    measured: Mapping[str, Measured],
     differences: Mapping[str, Difference] | None = None,
     promotion: Promotion | None = None,
 ) -> Card:
@@ -58,8 +59,8 @@ def make_card(
     Args:
         title: Audience and model.
         facts: Name → value, shown at the top.
-        report: The model on the test split.
-        metrics: Model → metrics on the test split, this one's first.
+        report: The model on the test split, and on the newest as-of day.
+        measured: Model → its metrics, this one's first.
         differences: Model → AUC of this one above it on the test split.
         promotion: Whether it serves, decided on the promotion split.
     """
@@ -69,10 +70,11 @@ def make_card(
         *(_promoted(promotion) if promotion else []),
         "All figures"
         + (" below" if promotion else "")
-        + " are of the test devices, which trained, tuned and chose nothing. Intervals are of 95 %.",
+        + " are of the test devices, which trained, tuned and chose nothing, unless a later day is named. "
+        "Intervals are of 95 %.",
         f"![{PLOTS_TITLE}]({PLOTS_FILE})",
         "## Metrics",
-        comparison_table(metrics),
+        comparison_table({name: each.test for name, each in measured.items()}),
     ]
     if differences:
         lines = [[name, d] for name, d in differences.items()]
@@ -81,8 +83,9 @@ def make_card(
             _table(lines, ["model", "AUC above"]),
         ]
     if report.delivered:
-        parts += ["## Segments by precision", _delivered(report)]
+        parts += ["## Segments by precision", _delivered(report.delivered)]
     parts += ["## Promised and happened", _promised(report)]
+    parts += _later(report.later, measured)
     parts += [
         "## Lift by tenth of the devices",
         _table(
@@ -107,7 +110,8 @@ def make_card(
             ["devices with", "devices", "rate of positives", "mean probability", "AUC"],
         ),
         "## Tokens",
-        "By how much the logit of a device falls, on average, where the token is left out.",
+        "By how much the logit of a device falls, on average, where the token is left out; or, of a number "
+        "of behaviour, where it is what is commonest otherwise.",
         *_tokens(report),
     ]
     return Card("\n\n".join(parts) + "\n", draw(report))
@@ -163,9 +167,39 @@ def _promoted(promotion: Promotion) -> list[str]:
     ]
 
 
-def _delivered(report: Report) -> str:
+def _later(later: Later | None, measured: Mapping[str, Measured]) -> list[str]:
+    """What happened a horizon after all that was trained on, beside what the test devices promise."""
+    if later is None:
+        return [
+            "## A later day",
+            "There is none: too few as-of days lie a whole horizon before the newest to train on them alone, "
+            "or `training.rehearse` is off.",
+        ]
+    parts = [
+        "## A later day",
+        f"All of this is of {later.day}, the newest as-of day, and of models that the same training made of "
+        "earlier days alone, all of whose labels were decided by then: so it does on days that come later. "
+        "What serves has learned from this day, too.",
+        f"{later.rows:,} devices, {later.positives:,} positive: a rate of "
+        f"{later.positives / max(1, later.rows):.4f}, where the model's mean probability is "
+        f"{later.probability:.4f}.",
+    ]
+    metrics = {name: each.out_of_time for name, each in measured.items() if each.out_of_time}
+    if metrics:
+        parts.append(comparison_table(metrics))
+    if later.top:
+        parts.append(
+            f"Of the most probable tenth, {later.top.rows:,} devices, {later.top.rate:.1%} were positive: "
+            f"{later.top.lift:.2f} times the rate of all; mean probability {later.top.probability:.4f}."
+        )
+    if later.delivered:
+        parts.append(_delivered(later.delivered))
+    return [*parts, "Promised for this day, and happened:", _promised(later)] if later.rows else parts
+
+
+def _delivered(delivered: Mapping[str, OperatingPoint | None]) -> str:
     lines: list[list[object]] = []
-    for segment, found in report.delivered.items():
+    for segment, found in delivered.items():
         if found is None:
             lines.append([segment, "its precision was not reached on the validation devices", "", "", ""])
         else:
@@ -173,14 +207,14 @@ def _delivered(report: Report) -> str:
     return _table(lines, ["segment", "cut", "precision", "recall", "share of devices"])
 
 
-def _promised(report: Report) -> str:
+def _promised(found: Report | Later) -> str:
     cuts = {
-        name: report.probabilities >= np.float32(found.threshold)
-        for name, found in report.delivered.items()
-        if found
+        name: found.probabilities >= np.float32(point.threshold)
+        for name, point in found.delivered.items()
+        if point
     }
-    segments = {**top_segments(report.probabilities), **cuts}
-    return measure_promises(report.labels, report.probabilities, segments).to_markdown()
+    segments = {**top_segments(found.probabilities), **cuts}
+    return measure_promises(found.labels, found.probabilities, segments).to_markdown()
 
 
 def _tokens(report: Report) -> list[str]:

@@ -12,8 +12,17 @@ import numpy as np
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
-from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, EncodedRows, Ragged
-from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.config.behaviour_names import is_behaviour
+from pipelines.steps.features.behaviour_codes import token_in_words
+from pipelines.steps.features.encoded_rows import (
+    MISSING_ID,
+    RESERVED_IDS,
+    UNKNOWN_ID,
+    EncodedRows,
+    Ragged,
+)
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.bundle import Scorer
 
 DECILES = 10
@@ -84,6 +93,16 @@ def at_threshold(labels: np.ndarray, probabilities: np.ndarray, threshold: float
         Share.of(hits, positives),
         Share.of(int(chosen.sum()), len(labels)),
     )
+
+
+def at_thresholds(
+    labels: np.ndarray, probabilities: np.ndarray, thresholds: Mapping[str, float | None]
+) -> dict[str, OperatingPoint | None]:
+    """What each segment's cut delivers; None where no cut reached its precision."""
+    return {
+        segment: None if cut is None else at_threshold(labels, probabilities, cut)
+        for segment, cut in thresholds.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -170,7 +189,11 @@ def _slices(rows: EncodedRows, vocabulary: Vocabulary) -> Iterator[tuple[str, np
         for token_id in _most_frequent(bag, SLICES_OF_A_FIELD):
             yield f"{field.name} = {field.tokens[token_id - RESERVED_IDS]}", np.flatnonzero(first == token_id)
     activity = sum(
-        (rows[field.name].count(rows[field.name].values >= RESERVED_IDS) for field in vocabulary.fields),
+        (
+            rows[field.name].count(rows[field.name].values >= RESERVED_IDS)
+            for field in vocabulary.fields
+            if not is_behaviour(field.name)
+        ),
         start=np.zeros(1),
     )
     borders = np.unique(np.quantile(activity, [0, 0.25, 0.5, 0.75, 1], method="lower"))
@@ -193,9 +216,10 @@ class TokenEffect:
     """The effect of a token on the rows that hold it.
 
     Attributes:
-        token: The token.
+        token: The token, in words where it is a code of behaviour.
         rows: Rows that hold it.
         effect: Mean of the logit with it less the logit without it: positive where it makes rows likelier.
+            Of a code of behaviour, less the logit with the commonest other code of the same behaviour.
     """
 
     token: str
@@ -205,6 +229,8 @@ class TokenEffect:
 
 def token_effects(scorer: Scorer, rows: EncodedRows) -> dict[str, list[TokenEffect]]:
     """Field → effects of its most frequent tokens, strongest first: each is left out, the rows scored again.
+
+    A code of behaviour is exchanged for another one: there is no device that it says nothing of.
 
     Args:
         scorer: Any.
@@ -216,9 +242,9 @@ def token_effects(scorer: Scorer, rows: EncodedRows) -> dict[str, list[TokenEffe
         holders = {token_id: _rows_with(bag, token_id) for token_id in _most_frequent(bag, TOKENS_OF_A_FIELD)}
         effects = [
             TokenEffect(
-                field.tokens[token_id - RESERVED_IDS],
+                token_in_words(field.name, field.tokens[token_id - RESERVED_IDS]),
                 len(places),
-                _effect(scorer, rows, field.name, token_id, places[:ROWS_OF_A_TOKEN]),
+                _effect(scorer, rows, field, token_id, places[:ROWS_OF_A_TOKEN]),
             )
             for token_id, places in holders.items()
         ]
@@ -226,10 +252,32 @@ def token_effects(scorer: Scorer, rows: EncodedRows) -> dict[str, list[TokenEffe
     return found
 
 
-def _effect(scorer: Scorer, rows: EncodedRows, field: str, token_id: int, places: np.ndarray) -> float:
+def _effect(
+    scorer: Scorer, rows: EncodedRows, field: FieldVocabulary, token_id: int, places: np.ndarray
+) -> float:
     given = {name: bag.take(places) for name, bag in rows.items()}
-    without = given | {field: _without(given[field], token_id)}
+    if is_behaviour(field.name):
+        other = _commonest_other(rows[field.name], field, token_id)
+        own = given[field.name]
+        changed = Ragged(
+            np.where(own.values == token_id, np.int32(other), own.values), own.offsets, own.codes
+        )
+    else:
+        changed = _without(given[field.name], token_id)
+    without = given | {field.name: changed}
     return float(np.mean(_logits(scorer.score(given)) - _logits(scorer.score(without))))
+
+
+def _commonest_other(bag: Ragged, field: FieldVocabulary, token_id: int) -> int:
+    """The id of the commonest other code of the same behaviour; the unknown one where there is none."""
+    name = field.tokens[token_id - RESERVED_IDS].rpartition("=")[0]
+    frequency = np.bincount(bag.values, minlength=field.size)
+    others = [
+        place
+        for place, token in enumerate(field.tokens, start=RESERVED_IDS)
+        if place != token_id and token.rpartition("=")[0] == name
+    ]
+    return max(others, key=lambda place: int(frequency[place]), default=UNKNOWN_ID)
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
@@ -242,8 +290,64 @@ def _rows_with(bag: Ragged, token_id: int) -> np.ndarray:
 
 def _without(bag: Ragged, token_id: int) -> Ragged:
     """The bags less a token; one that held nothing else is missing then."""
-    kept = [ids[ids != token_id] for ids in np.split(bag.values, bag.offsets[1:-1])]
-    return Ragged.from_lists([ids if len(ids) else [MISSING_ID] for ids in kept])
+    others = bag.filter(bag.values != token_id)
+    empty = others.offsets[:-1][others.lengths == 0]
+    codes = None if others.codes is None else np.insert(others.codes, empty, PLAIN)
+    ids = np.insert(others.values, empty, MISSING_ID)
+    return Ragged.of_lengths(ids, np.maximum(others.lengths, 1), codes)
+
+
+@dataclass(frozen=True)
+class Later:
+    """A model on an as-of day that is a whole horizon after all that it was trained on.
+
+    Attributes:
+        day: The as-of day, ISO.
+        labels: float32 [rows].
+        probabilities: float32 [rows].
+        delivered: Segment → what its cut delivers; None where no cut reached its precision.
+        top: The most probable tenth; None of no devices.
+    """
+
+    day: str
+    labels: np.ndarray
+    probabilities: np.ndarray
+    delivered: Mapping[str, OperatingPoint | None]
+    top: Decile | None
+
+    @property
+    def rows(self) -> int:
+        return len(self.labels)
+
+    @property
+    def positives(self) -> int:
+        return int(self.labels.sum())
+
+    @property
+    def probability(self) -> float:
+        """Mean, of the model: near positives / rows where the base rate has not moved."""
+        return float(self.probabilities.mean()) if self.rows else 0.0
+
+
+def report_later(
+    day: str, labels: np.ndarray, probabilities: np.ndarray, thresholds: Mapping[str, float | None]
+) -> Later:
+    """Looks at what happened after the newest as-of day.
+
+    Args:
+        day: ISO.
+        labels: float32 [rows].
+        probabilities: float32 [rows].
+        thresholds: Segment → cut, chosen on earlier days.
+    """
+    mixed = 0 < labels.sum() < len(labels)
+    return Later(
+        day,
+        labels,
+        probabilities,
+        at_thresholds(labels, probabilities, thresholds),
+        lift_by_decile(labels, probabilities)[0] if mixed else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -257,6 +361,7 @@ class Report:
         deciles: Lift.
         slices: By device and activity.
         tokens: Field → the tokens that move rows most.
+        later: What the same training does on a later day; None where it was not rehearsed.
     """
 
     labels: np.ndarray
@@ -265,6 +370,7 @@ class Report:
     deciles: Sequence[Decile]
     slices: Sequence[Slice]
     tokens: Mapping[str, Sequence[TokenEffect]]
+    later: Later | None = None
 
 
 def report_model(
@@ -286,10 +392,7 @@ def report_model(
     return Report(
         labels,
         probabilities,
-        {
-            segment: None if cut is None else at_threshold(labels, probabilities, cut)
-            for segment, cut in thresholds.items()
-        },
+        at_thresholds(labels, probabilities, thresholds),
         lift_by_decile(labels, probabilities),
         slice_rows(labels, probabilities, rows, scorer.vocabulary),
         token_effects(scorer, rows),

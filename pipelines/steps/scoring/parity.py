@@ -13,8 +13,11 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.steps.config.behaviour_names import is_behaviour, weights_column
+from pipelines.steps.features.behaviour_codes import LABELS
 from pipelines.steps.features.encoded_rows import MISSING_ID, RESERVED_IDS, UNKNOWN_ID, EncodedRows, Ragged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
+from pipelines.steps.features.token_weights import PLAIN
 from pipelines.steps.models.bundle import Scorer
 
 MAX_PARITY_DIFFERENCE = 1e-6
@@ -52,7 +55,7 @@ def compare_with_local(sample: pa.Table, scorer: Scorer) -> Parity:
     """
     if sample.num_rows == 0:
         return Parity(0, *[float("nan")] * 7)
-    local = scorer.score(_encode_plainly(sample, scorer.vocabulary)).astype(np.float64)
+    local = scorer.score(encode_plainly(sample, scorer.vocabulary)).astype(np.float64)
     stored = sample.column("probability").to_numpy().astype(np.float64)
     difference = np.abs(stored - local)
     # A comparison with NaN is always false; it must count as a difference, not as none.
@@ -65,16 +68,40 @@ def compare_with_local(sample: pa.Table, scorer: Scorer) -> Parity:
     )
 
 
-def _encode_plainly(sample: pa.Table, vocabulary: Vocabulary) -> EncodedRows:
+def encode_plainly(sample: pa.Table, vocabulary: Vocabulary) -> EncodedRows:
     """What `Vocabulary.encode` must equal, the slow way: shares no code with it."""
     rows = {}
     for field in vocabulary.fields:
         ids = {token: place + RESERVED_IDS for place, token in enumerate(field.tokens)}
         bags = (tokens or [] for tokens in sample.column(field.name).to_pylist())
+        weights: list[list[int]] | None = None
+        if field.weighted:
+            column = sample.column(weights_column(field.name)).to_pylist()
+            weights = [list(each or b"")[: field.max_length] or [PLAIN] for each in column]
         rows[field.name] = Ragged.from_lists(
-            [ids.get(token, UNKNOWN_ID) for token in bag[: field.max_length]] or [MISSING_ID] for bag in bags
+            (
+                [_id_plainly(field.name, token, ids) for token in bag[: field.max_length]] or [MISSING_ID]
+                for bag in bags
+            ),
+            weights,
         )
     return rows
+
+
+def _id_plainly(field: str, token: str | None, ids: Mapping[str, int]) -> int:
+    """The id of a token; of a number of behaviour that is unknown, that of the nearest one's bucket."""
+    if token is not None and token in ids:
+        return ids[token]
+    name, _, label = (token or "").rpartition("=")
+    if not is_behaviour(field) or label not in LABELS[1:]:
+        return UNKNOWN_ID
+    place, zero = LABELS.index(label), LABELS.index("0")
+    for distance in range(1, len(LABELS)):
+        towards_zero = place - distance if place > zero else place + distance
+        for near in (towards_zero, 2 * place - towards_zero):
+            if 0 < near < len(LABELS) and f"{name}={LABELS[near]}" in ids:
+                return ids[f"{name}={LABELS[near]}"]
+    return UNKNOWN_ID
 
 
 def sample_scored(

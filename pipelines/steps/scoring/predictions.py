@@ -60,7 +60,7 @@ def score_devices(
     """Scores every row of any frame for every audience: tokens → ids → probabilities, without a shuffle.
 
     Args:
-        feature_tokens: `device_id`, `day` and the fields' tokens.
+        feature_tokens: `device_id`, `day`, the fields' tokens and what they weigh.
         bundles: Audience → its champion's bundle; of a directory alone, the version that the driver finds.
         threads: Threads of each task; `spark.task.cpus` where none are named.
 
@@ -155,8 +155,8 @@ class _Score:
         for ref in refs.values():
             ref.verify()  # again where it is loaded already: workers load it from the directory as it is now
         loaded = [load_bundle_once(ref, threads) for ref in refs.values()]
-        fields = dict.fromkeys(field.name for scorer in loaded for field in scorer.vocabulary.fields)
-        return cls(refs, ("device_id", "day", *fields), threads)
+        columns = dict.fromkeys(name for scorer in loaded for name in scorer.vocabulary.columns)
+        return cls(refs, ("device_id", "day", *columns), threads)
 
     def ready(self) -> dict[str, Scorer]:
         """The scorers of each audience, in a worker that uses no more threads than it may."""
