@@ -63,7 +63,11 @@ def test_the_demo_tells_what_its_segments_promised() -> None:
     devices = [f"d{n}" for n in range(400)]
     labels = [1] * 20 + [0] * 180 + [1] * 100 + [0] * 100
     scored = pd.DataFrame(
-        {"device_id": devices, "probability": np.float32([0.1] * 200 + [0.4] * 200), "label": labels}
+        {
+            "device_id": devices,
+            "probability": np.array([0.1] * 200 + [0.4] * 200, dtype=np.float32),
+            "label": labels,
+        }
     )
     segments = pd.DataFrame({"segment": "likely", "device_id": devices[200:]})
 

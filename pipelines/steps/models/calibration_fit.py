@@ -61,7 +61,7 @@ def fit_calibration(
     counts = _Counts.of(given, labels, folds.rows)
     splines = [_fit(counts.total(), bend) for bend in BENDS]
     if folds.rarer_devices < FOLDS:  # some fold would have nothing to confirm a bend with
-        shares = [1.0] + [0.0] * (len(BENDS) - 1)
+        shares: Sequence[float] = [1.0] + [0.0] * (len(BENDS) - 1)
     else:
         shares = _shares(
             np.array([_held_out_loss(counts, bend) for bend in BENDS]) * folds.devices / len(labels)
@@ -168,7 +168,7 @@ class _Spline:
     start: float
 
     def at(self, logits: np.ndarray) -> np.ndarray:
-        return _lengths(logits, self.knots) @ self.slopes + self.start
+        return np.asarray(_lengths(logits, self.knots) @ self.slopes + self.start)
 
 
 def _lengths(logits: np.ndarray, knots: np.ndarray) -> np.ndarray:
@@ -176,7 +176,7 @@ def _lengths(logits: np.ndarray, knots: np.ndarray) -> np.ndarray:
     low = np.concatenate([[-np.inf], knots[1:-1]])
     high = np.concatenate([knots[1:-1], [np.inf]])
     starts = knots[:-1]
-    return np.clip(logits[:, None], low, high) - starts
+    return np.asarray(np.clip(logits[:, None], low, high) - starts)
 
 
 def _fit(sample: _Sample, bend: float) -> _Spline:
