@@ -320,7 +320,9 @@ def _train(
     """
     trained = train(data.files, data.vocabulary)
     kept, rows = data.partition.properties["negatives_kept"], data.files.read([VALIDATION, TEST])
-    candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+    candidate = measure_candidate(
+        trained, data.vocabulary, rows, negatives_kept=kept, devices=data.files.devices(VALIDATION)
+    )
     rehearsal = _rehearse(audience, data, train)
     if rehearsal:
         candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
@@ -392,7 +394,8 @@ def _rehearse(
         with working(f"rehearsing the training as of {data.out_of_time_day}, on earlier days alone"):
             trained, rows = train(data.earlier, data.vocabulary), data.earlier.read(MEASURED)
             kept = data.partition.properties["negatives_kept"]
-            candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+            owners = data.earlier.devices(VALIDATION)
+            candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept, devices=owners)
     except TrainingError as error:  # too few conversions on the earlier days
         logger.warning("there is no rehearsal: %s", error)
         return None

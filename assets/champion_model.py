@@ -205,6 +205,7 @@ def _blend(
         data.vocabulary,
         rows,
         scores=blend_scores({name: each.scores for name, each in members.items()}),
+        devices=data.files.devices(VALIDATION),
     )
     record = keep_model(BLEND, blend, rows.subset(VALIDATION).labels, audience, data, models)
     return {BLEND: Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)}
@@ -281,7 +282,8 @@ def _rehearsal(
     found = {name: read_scores(file.read_bytes()) for name, file in files.items()}
     rows = data.earlier.read(MEASURED)
     blend = blend_of({name: models.bundle(record) for name, record in members.items()})
-    candidate = measure_candidate(blend, data.vocabulary, rows, scores=blend_scores(found))
+    owners = data.earlier.devices(VALIDATION)
+    candidate = measure_candidate(blend, data.vocabulary, rows, scores=blend_scores(found), devices=owners)
     return rehearsal_of(candidate, rows, data.out_of_time_day, audience.segments)
 
 

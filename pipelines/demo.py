@@ -45,6 +45,7 @@ from pipelines.steps.labels.as_of_days import label_days
 from pipelines.steps.labels.training_set import label_devices
 from pipelines.steps.models.metrics import comparison_table
 from pipelines.steps.promotion.candidate_models import CANDIDATES, Measured
+from pipelines.steps.promotion.promises import measure_promises, top_segments
 from pipelines.steps.targeting.segments import measure_segments
 from resources.destinations import Destinations
 from resources.lake import Lake
@@ -350,6 +351,26 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
         columns=["segment", "devices", "converted", "measured precision", "lift"],
     )
     _say(table.to_markdown(index=False, floatfmt=".3f", intfmt=","))
+    _say("\npromised and happened, with the 95 % interval of what happened:\n")
+    _say(_promises(rows, lake.read(session, "segments", key).select("segment", "device_id").toPandas()))
+
+
+def _promises(scored: pd.DataFrame, segments: pd.DataFrame) -> str:
+    """The mean probability of each segment beside what happened.
+
+    Args:
+        scored: `device_id`, `probability`, `label` of all scored devices.
+        segments: `segment`, `device_id`.
+    """
+    chosen = {
+        str(name): scored["device_id"].isin(own).to_numpy()
+        for name, own in segments.groupby("segment")["device_id"]
+    }
+    probabilities = scored["probability"].to_numpy()
+    promises = measure_promises(
+        scored["label"].to_numpy(), probabilities, {**chosen, **top_segments(probabilities)}
+    )
+    return promises.to_markdown()
 
 
 def _report_deliveries(demo: Demo, audience: Audience) -> None:
