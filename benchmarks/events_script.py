@@ -19,6 +19,7 @@ from benchmarks.events_figures import LOWER_IS_BETTER, figures_of
 SHORT_WINDOWS = (7, 30)
 CATEGORIES = 200
 """Categories counted, the most frequent ones."""
+TREES = 200
 NEVER = -999.0
 """The recency of a label that a device has no past of."""
 
@@ -139,7 +140,7 @@ def converters(log: Log, as_of: date) -> np.ndarray:
 
 
 def run_script(
-    log: Log, as_of_days: Sequence[date], scored: date, *, by: str = "auc", least_rows: int = 40
+    log: Log, as_of_days: Sequence[date], scored: date, *, by: str = "auc", trees: int = TREES
 ) -> Scripted:
     """Trains the variants on all as-of days, chooses one on the newest, scores the day.
 
@@ -148,13 +149,13 @@ def run_script(
         as_of_days: Oldest first; the horizon of each has to be over by the scored day.
         scored: The day.
         by: The figure that chooses.
-        least_rows: Of a leaf of the boosted trees.
+        trees: Boosted.
     """
     known = log.events[log.events["event_time"] < pd.Timestamp(scored) + pd.Timedelta(days=1)]
     log = Log(known, log.window_days, log.horizon_days)
     categories = known["category"].value_counts().head(CATEGORIES).index.tolist()
     scoring, training = features(log, scored, categories), rows_of(log, as_of_days, categories)
-    variants = _variants(list(scoring.columns), least_rows)
+    variants = _variants(list(scoring.columns), trees)
     validated = {}
     if len(as_of_days) > 1:
         earlier = rows_of(log, as_of_days[:-1], categories)
@@ -177,7 +178,7 @@ def choose_variant(validated: Mapping[str, Mapping[str, float]], by: str) -> str
     return max(validated, key=lambda name: sign * validated[name][by])
 
 
-def _variants(columns: Sequence[str], least_rows: int) -> dict[str, tuple[list[str], Any]]:
+def _variants(columns: Sequence[str], trees: int) -> dict[str, tuple[list[str], Any]]:
     """Name → the columns it takes, and its model."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
@@ -195,8 +196,8 @@ def _variants(columns: Sequence[str], least_rows: int) -> dict[str, tuple[list[s
             "gbm": HistGradientBoostingClassifier(
                 max_depth=4,
                 learning_rate=0.04,
-                max_iter=200,
-                min_samples_leaf=least_rows,
+                max_iter=trees,
+                min_samples_leaf=40,
                 l2_regularization=5,
                 random_state=0,
             ),
