@@ -46,7 +46,7 @@ from benchmarks.events_script import Log, Scripted, converters, features, monthl
 from pipelines.steps.config.audience import Audience, RollingDays
 from pipelines.steps.config.behaviour import GROUPS
 from pipelines.steps.config.project import Project, load_project
-from pipelines.steps.errors import AudienceFactoryError
+from pipelines.steps.errors import AudienceFactoryError, DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -170,6 +170,10 @@ def run(options: argparse.Namespace, root: Path, clock: "Clock") -> dict[str, Re
     spark = Spark.from_environment(driver_memory="3g")
     try:
         session = spark.session  # started here, so that all runs share one JVM
+        raw = None
+        if {SCRIPT, FEATURETOOLS} & set(options.peers):
+            rows = chain.raw_events(project, options.scored, session)
+            raw = chain.script_columns(rows, options.category, options.money).cache()
         place = chain.Place(root / "chain", clock, "chain")
         chain.ingest_past(place, project, options.scored)
         outcome = chain.Place(root / "outcome", clock, "outcome")
@@ -179,8 +183,7 @@ def run(options: argparse.Namespace, root: Path, clock: "Clock") -> dict[str, Re
         trainings = [
             chain.train_and_score(place, copy, options.scored, n, session) for n, copy in enumerate(copies)
         ]
-        bare_trainings = _train_bare(options, root, bare, session) if bare else []
-        raw = chain.raw_events(project, options.scored, session).cache() if _reads_raw(options) else None
+        bare_trainings = _train_bare(options, root, bare, session, why_not) if bare else []
         results = {}
         for audience in project.audiences:
             name = audience.name
@@ -198,15 +201,15 @@ def run(options: argparse.Namespace, root: Path, clock: "Clock") -> dict[str, Re
                 peers, script = _run_peers(options, project, audience, log, root, clock, missing)
                 contestants |= peers
             happened = chain.outcome_of(place, outcome, audience, options.scored, session)
-            results[name] = judge(happened, contestants, audience.segments, script, missing)
+            try:
+                results[name] = judge(happened, contestants, audience.segments, script, missing)
+            except DataError as error:
+                chain.say(f"\n{name}: left out: {error}")
+                continue
             _print(name, audience, results[name], clock)
         return results
     finally:
         spark.stop()
-
-
-def _reads_raw(options: argparse.Namespace) -> bool:
-    return bool({SCRIPT, FEATURETOOLS} & set(options.peers))
 
 
 def _tokens_only_place(
@@ -241,14 +244,25 @@ def _copy_bare(options: argparse.Namespace, root: Path, training: int) -> Projec
 
 
 def _train_bare(
-    options: argparse.Namespace, root: Path, place: "Place", session: "SparkSession"
+    options: argparse.Namespace,
+    root: Path,
+    place: "Place",
+    session: "SparkSession",
+    why_not: dict[str, str],
 ) -> list[dict[str, "Trained"]]:
     from benchmarks import events_chain as chain
 
     copies = [load_project(root / "tokens-only-0")]
     copies += [_copy_bare(options, root, n) for n in range(1, options.seeds)]
-    chain.make_features(place, copies[0])
-    return [chain.train_and_score(place, copy, options.scored, n, session) for n, copy in enumerate(copies)]
+    try:
+        chain.make_features(place, copies[0])
+        return [
+            chain.train_and_score(place, copy, options.scored, n, session) for n, copy in enumerate(copies)
+        ]
+    except AudienceFactoryError as error:  # what the others say is no worse for it
+        chain.say(f"\n{TOKENS_ONLY}: left out: {error}")
+        why_not[TOKENS_ONLY] = str(error)
+        return []
 
 
 def _bare_champion(trainings: Sequence["Trained"], missing: dict[str, str]) -> dict[str, Contestant]:

@@ -32,7 +32,7 @@ from pipelines.steps.config.label_values import conversion_predicate
 from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import ConfigError, DataError
 from pipelines.steps.events.app_events import read_raw_events
-from pipelines.steps.events.event_names import named_columns
+from pipelines.steps.events.event_names import named_columns, quoted
 from pipelines.steps.events.event_rows import MISTYPED
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days
 from pipelines.steps.labels.training_set import label_devices
@@ -83,7 +83,7 @@ def with_values(text: str, values: Mapping[str, object]) -> str:
     return str(yaml.serialize(root))
 
 
-def _put(mapping: Any, keys: Sequence[str], value: yaml.Node) -> None:
+def _put(mapping: Any, keys: Sequence[str], value: yaml.Node | None) -> None:
     key, *below = keys
     place = next((at for at, (k, _) in enumerate(mapping.value) if k.value == key), None)
     if place is None:
@@ -399,30 +399,41 @@ def raw_events(project: Project, scored: date, spark: SparkSession) -> DataFrame
     return known.drop(*[name for name, kind in raw.dtypes if "map<" in kind]).dropDuplicates()
 
 
-def log_of(
-    raw: DataFrame, audience: Audience, category: str | None, money: str | None, window_days: int
-) -> Log:
-    """The raw log as the script reads it, each event with what the audience's label says of it.
+def script_columns(raw: DataFrame, category: str | None, money: str | None) -> DataFrame:
+    """The raw rows with what the script counts, `category`, and what it sums up, `money`.
 
     Raises:
-        ConfigError: The columns cannot be made of the events.
+        ConfigError: They cannot be made of the events.
     """
-    predicate = conversion_predicate(audience, dict(raw.dtypes))
-    columns = {
-        "category": F.expr(f"cast(`{category}` as string)") if category else F.lit(None).cast("string"),
-        "money": F.expr(f"cast({money} as double)") if money else F.lit(1.0),
-        "converts": F.coalesce(F.expr(predicate), F.lit(False)),
-    }
+    count_by = F.col(quoted(category)).cast("string") if category else F.lit(None).cast("string")
+    amount = F.expr(f"cast({money} as double)") if money else F.lit(1.0)
     try:
-        narrow = raw.select("device_id", "event_time", *[c.alias(name) for name, c in columns.items()])
+        return raw.withColumns({"script:category": count_by, "script:money": amount})
     except (AnalysisException, ParseException) as error:
         raise ConfigError(
             "the script cannot read its columns from the events",
-            found=f"--category {category}, --money {money}: {str(error).splitlines()[0]}",
-            expected=f"a column and Spark SQL of {', '.join(raw.columns)}",
+            found=f"--category {category} --money {money}: {str(error).splitlines()[0]}",
+            expected=f"a column, and Spark SQL that is a number, of {', '.join(raw.columns)}",
             remedy="correct --category or --money",
         ) from error
-    events = narrow.toPandas()
+
+
+def log_of(rows: DataFrame, audience: Audience, window_days: int) -> Log:
+    """The raw log as the script reads it, each event with what the audience's label says of it.
+
+    Args:
+        rows: Of `script_columns`.
+        audience: Whose label.
+        window_days: The look-back.
+    """
+    predicate = conversion_predicate(audience, dict(rows.dtypes))
+    events = rows.select(
+        "device_id",
+        "event_time",
+        F.col("`script:category`").alias("category"),
+        F.col("`script:money`").alias("money"),
+        F.coalesce(F.expr(predicate), F.lit(False)).alias("converts"),
+    ).toPandas()
     events["event_time"] = pd.to_datetime(events["event_time"]).dt.tz_localize(None)
     events["category"] = events["category"].astype("category")
     return Log(events, window_days, audience.horizon_days)

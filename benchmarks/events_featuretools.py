@@ -92,26 +92,20 @@ def _synthesize(events: Any, rows: Any, window_days: int) -> Any:
     entities.add_relationship("devices", "device_id", "events", "device_id")
     entities.add_last_time_indexes(["events"])
     entities.add_interesting_values(dataframe_name="events", values={"converts": [True]})
-    parts = []
-    for end in rows["end"].drop_duplicates():
-        print(f"as of {end:%Y-%m-%d}", flush=True)
-        cutoffs = rows.loc[rows["end"] == end, ["device_id", "end"]].rename(columns={"end": "time"})
-        matrix, made = ft.dfs(
-            entityset=entities,
-            target_dataframe_name="devices",
-            cutoff_time=cutoffs,
-            training_window=f"{window_days} days",
-            include_cutoff_time=False,  # the midnight after the day belongs to the horizon
-            agg_primitives=list(AGGREGATIONS),
-            where_primitives=list(OF_CONVERSIONS),
-            trans_primitives=["weekday", "is_weekend"],
-            n_jobs=1,
-        )
-        parts.append(matrix.loc[cutoffs["device_id"]])
-    together = pd.concat(parts, ignore_index=True)
-    together.ww.init(logical_types={c: "Categorical" for c in together if c.startswith("MODE(")})
-    encoded, _ = ft.encode_features(together, made, top_n=20, include_unknown=False)
-    return encoded
+    matrix, made = ft.dfs(
+        entityset=entities,
+        target_dataframe_name="devices",
+        cutoff_time=rows[["device_id", "end"]].rename(columns={"end": "time"}),
+        cutoff_time_in_index=True,
+        training_window=f"{window_days} days",
+        include_cutoff_time=False,  # the midnight after the day belongs to the horizon
+        agg_primitives=list(AGGREGATIONS),
+        where_primitives=list(OF_CONVERSIONS),
+        trans_primitives=["weekday", "is_weekend"],
+        n_jobs=1,
+    )
+    encoded, _ = ft.encode_features(matrix, made, top_n=20, include_unknown=False)
+    return encoded.loc[list(zip(rows["device_id"], rows["end"], strict=True))]
 
 
 if __name__ == "__main__":

@@ -22,12 +22,15 @@ from benchmarks.events_figures import (
 )
 from benchmarks.measure import Ratio, Report
 from pipelines.steps.config.audience import SegmentSpec
+from pipelines.steps.errors import DataError
 
 CHAMPION = "champion"
 TOKENS_ONLY, FEATURETOOLS = "tokens only", "featuretools"
 SCRIPT = "script"
 PAIRS = ((CHAMPION, TOKENS_ONLY), (CHAMPION, FEATURETOOLS), ("dnn", "xgboost"))
 """What is compared besides the champion with the script's chosen variant."""
+
+LEAST_DEVICES = 10
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,23 @@ def judge(
         segments: The audience's.
         script: The contestant that the champion is compared with as the script.
         missing: Model → why it is not among them.
+
+    Raises:
+        DataError: They are too few, or all or none of them converted.
     """
     together = set(outcome["device_id"])
     for each in contestants.values():
         together &= set(each.devices)
     common = np.array(sorted(together), dtype=str)
     labels = outcome.set_index("device_id")["label"].loc[list(common)].to_numpy()
+    if len(common) < LEAST_DEVICES or len(np.unique(labels)) < 2:
+        raise DataError(
+            "nothing can be compared",
+            found=f"{len(common)} devices that all of {', '.join(contestants)} score, "
+            f"{int(labels.sum())} of them converted",
+            expected=f"{LEAST_DEVICES} devices at least, some that converted and some that did not",
+            remedy="score another day, or widen the audience's label",
+        )
     models = {
         name: [trained[np.searchsorted(each.devices, common)] for trained in each.trainings]
         for name, each in contestants.items()
@@ -111,7 +125,7 @@ def judge(
     summary = {
         "devices": len(common),
         "devices_of_the_chain": len(outcome),
-        "converted": float(labels.mean()) if len(common) else None,
+        "converted": float(labels.mean()),
         "script_variant": script,
         "models": lines,
         "missing": dict(missing or {}),

@@ -136,7 +136,8 @@ def converters(log: Log, as_of: date) -> np.ndarray:
     begin = pd.Timestamp(as_of) + pd.Timedelta(days=1)
     times = log.events["event_time"]
     in_time = (times >= begin) & (times < begin + pd.Timedelta(days=log.horizon_days))
-    return log.events.loc[in_time & log.events["converts"], "device_id"].unique()
+    found: np.ndarray = log.events.loc[in_time & log.events["converts"], "device_id"].unique()
+    return found
 
 
 def run_script(
@@ -207,4 +208,5 @@ def _variants(columns: Sequence[str], trees: int) -> dict[str, tuple[list[str], 
 
 def _scaled(columns: pd.DataFrame) -> np.ndarray:
     values = columns.to_numpy(dtype=np.float64)
-    return np.sign(values) * np.log1p(np.abs(values))
+    scaled: np.ndarray = np.sign(values) * np.log1p(np.abs(values))
+    return scaled

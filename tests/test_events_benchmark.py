@@ -356,6 +356,13 @@ def test_the_table_has_a_line_per_model_and_the_report_the_missing_ones(contest:
     )
 
 
+def test_devices_of_one_class_cannot_be_compared() -> None:
+    devices = np.array([f"{n:02}" for n in range(12)])
+    outcome = pd.DataFrame({"device_id": devices, "label": 0})
+    with pytest.raises(DataError, match="12 devices that all of dnn score, 0 of them converted"):
+        judge(outcome, {"dnn": Contestant(devices, [np.linspace(0, 1, 12)])}, [])
+
+
 def test_one_audience_has_no_mean(contest: Result) -> None:
     assert mean_differences({"buyers": contest}) == {}
 
