@@ -197,7 +197,8 @@ def run(options: argparse.Namespace, root: Path, clock: "Clock") -> dict[str, Re
             if CHAMPION not in contestants:
                 missing[CHAMPION] = next((k.problem for k in known if k.problem), None) or "none may serve"
             if raw is not None:
-                log = chain.log_of(raw, audience, options.category, options.money, project.fields.window_days)
+                with clock.timing(f"{name}: reading the raw log"):
+                    log = chain.log_of(raw, audience, project.fields.window_days)
                 peers, script = _run_peers(options, project, audience, log, root, clock, missing)
                 contestants |= peers
             happened = chain.outcome_of(place, outcome, audience, options.scored, session)
