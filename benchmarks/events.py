@@ -240,7 +240,7 @@ def _copy_bare(options: argparse.Namespace, root: Path, training: int) -> Projec
         options.events,
         scored=options.scored,
         training=training,
-        off=GROUPS,
+        without=GROUPS,
     )
 
 

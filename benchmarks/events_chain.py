@@ -102,7 +102,7 @@ def copy_project(
     *,
     scored: date,
     training: int = 0,
-    off: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> Project:
     """A copy of a project that reads another log, and knows nothing after the scored day.
 
@@ -112,7 +112,7 @@ def copy_project(
         events: What its `events.path` becomes.
         scored: Listed as-of days whose horizon is not over by then are left out.
         training: Added to each audience's training seed.
-        off: Groups of behaviour that are turned off.
+        without: Groups of behaviour that are turned off.
 
     Raises:
         ConfigError: The project is wrong, or its events end before the scored day.
@@ -124,8 +124,8 @@ def copy_project(
         values: dict[str, object] = {"events.path": str(events.absolute())}
         fields.write_text(with_values(fields.read_text(), values))
         project = load_project(directory)
-        if off:
-            fields.write_text(with_values(fields.read_text(), {"behaviour.off": list(off)}))
+        if without:
+            fields.write_text(with_values(fields.read_text(), {"behaviour.without": list(without)}))
     else:
         project = load_project(directory)  # says what is missing
     for audience in project.audiences:

@@ -255,7 +255,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
 def test_values_are_put_into_yaml_and_all_others_stay_as_written() -> None:
     text = "label: {event: {code: 007, day: 2025-01-01}}\nname: x\ntraining:\n  patience: 3\n"
 
-    found = with_values(text, {"training.seed": 2, "name": "a: b", "behaviour.off": ["gaps"]})
+    found = with_values(text, {"training.seed": 2, "name": "a: b", "behaviour.without": ["gaps"]})
 
     assert "code: 007" in found
     assert "day: 2025-01-01" in found
