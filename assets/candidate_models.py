@@ -19,6 +19,7 @@ from assets.descriptions import HOLDS_NO_IDS, page
 from assets.training_data import TrainingData, read_training_data
 from pipelines.steps.config.audience import Audience, Training
 from pipelines.steps.config.defaults import XGBOOST_TRIALS
+from pipelines.steps.config.metric import Metric
 from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import TrainingError, abridged
 from pipelines.steps.features.feature_vocabulary import Vocabulary
@@ -30,7 +31,7 @@ from pipelines.steps.labels.training_rows import (
     TrainingRows,
 )
 from pipelines.steps.models.bundle import Scorer, TrainedModel
-from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_config import DnnConfig, weight_decays
 from pipelines.steps.models.metrics import Difference, Threshold
 from pipelines.steps.progress import working
 from pipelines.steps.promotion.candidate_models import (
@@ -41,7 +42,7 @@ from pipelines.steps.promotion.candidate_models import (
     measure_candidate,
     write_candidate,
 )
-from pipelines.steps.promotion.champion_model import Promotion
+from pipelines.steps.promotion.champion_model import Choice, Promotion
 from pipelines.steps.promotion.model_card import Card, draw_curves, inline_image, make_card
 from pipelines.steps.promotion.model_report import report_model
 from pipelines.steps.promotion.rehearsal import MEASURED, REHEARSAL_FILE, Rehearsal, rehearsal_of
@@ -108,12 +109,13 @@ class DnnTraining(dg.Config):
         description="Rows above which they are read anew in every epoch, rather than held in memory.",
     )
 
-    def settings(self, training: Training) -> DnnConfig:
+    def settings(self, training: Training, metric: Metric) -> DnnConfig:
         """The network's own settings, the audience's among them."""
         named = self.model_dump(exclude={"processes", "stream_above", "hidden"})
         return DnnConfig(
             **named,
             hidden=tuple(self.hidden),
+            metric=metric,
             seed=training.seed,
             max_epochs=training.max_epochs,
             patience=training.patience,
@@ -124,7 +126,7 @@ class XGBoostTraining(dg.Config):
     """Settings of the trees that a run may change."""
 
     trials: int = Field(
-        default=XGBOOST_TRIALS, ge=1, le=8, description="Settings tried; validation AUC chooses."
+        default=XGBOOST_TRIALS, ge=1, le=8, description="Settings tried; the audience's metric chooses."
     )
 
 
@@ -136,6 +138,7 @@ DAYS_SHOWN = 8
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
     of_user = training.model_dump(include={"seed", "max_epochs", "patience"})
+    of_user["metric"] = str(audience.metric)
 
     def candidate_asset(
         name: str, kinds: set[str], settings: Any
@@ -161,9 +164,10 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         A run that was killed goes on from its last epoch when it is run again.
         """
         from pipelines.steps.models.dnn_model import TrainedDnn
-        from pipelines.steps.models.dnn_training import train_dnn
+        from pipelines.steps.models.dnn_training import tune_dnn
 
-        data, settings = read_training_data(audience, lake, models), config.settings(training)
+        data = read_training_data(audience, lake, models)
+        settings = config.settings(training, audience.metric)
         streamed = data.partition.rows > config.stream_above
 
         def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedDnn:
@@ -171,10 +175,11 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 return _train_in_processes(
                     context, spark, files, vocabulary, settings, config.processes, streamed
                 )
-            return train_dnn(
+            return tune_dnn(
                 files if streamed else _to_learn_from(files),
                 vocabulary.sizes,
                 settings,
+                weight_decays(data.devices_a_day),
                 checkpoint=models.checkpoint(
                     audience.name, "dnn" if files is data.files else "dnn_rehearsal"
                 ),
@@ -189,7 +194,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         from pipelines.steps.models.model_columns import ordinal_columns
         from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
 
-        settings = XGBoostConfig(seed=training.seed)
+        settings = XGBoostConfig(seed=training.seed, metric=audience.metric)
 
         def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
             columns = ordinal_columns(vocabulary.fields)
@@ -209,8 +214,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         from pipelines.steps.models.model_columns import cumulative_columns
 
         def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
-            columns = cumulative_columns(vocabulary.fields)
-            return train_logistic(_to_learn_from(files), vocabulary.sizes, LogisticConfig(), columns)
+            settings, columns = LogisticConfig(metric=audience.metric), cumulative_columns(vocabulary.fields)
+            return train_logistic(_to_learn_from(files), vocabulary.sizes, settings, columns)
 
         return _train("logistic", audience, read_training_data(audience, lake, models), models, train)
 
@@ -277,6 +282,7 @@ def keep_card(
         "as-of days": abridged(properties["as_of_days"], DAYS_SHOWN),
         "horizon": f"{audience.horizon_days} days",
         "negatives kept in training": properties["negatives_kept"],
+        **({"chosen": str(Choice.from_dict(properties["choice"]))} if "choice" in properties else {}),
         "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
     }
     report = report_model(scorer, test.labels, probabilities, test.bags, properties["thresholds"])
@@ -314,7 +320,9 @@ def _train(
     """
     trained = train(data.files, data.vocabulary)
     kept, rows = data.partition.properties["negatives_kept"], data.files.read([VALIDATION, TEST])
-    candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+    candidate = measure_candidate(
+        trained, data.vocabulary, rows, negatives_kept=kept, devices=data.files.devices(VALIDATION)
+    )
     rehearsal = _rehearse(audience, data, train)
     if rehearsal:
         candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
@@ -386,7 +394,8 @@ def _rehearse(
         with working(f"rehearsing the training as of {data.out_of_time_day}, on earlier days alone"):
             trained, rows = train(data.earlier, data.vocabulary), data.earlier.read(MEASURED)
             kept = data.partition.properties["negatives_kept"]
-            candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept)
+            owners = data.earlier.devices(VALIDATION)
+            candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept, devices=owners)
     except TrainingError as error:  # too few conversions on the earlier days
         logger.warning("there is no rehearsal: %s", error)
         return None

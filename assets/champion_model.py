@@ -1,4 +1,4 @@
-"""champion_model: the best candidate, or their blend; it serves where the promotion rows say that it may."""
+"""champion_model: the best candidate, or the blend of its equals; it serves where promotion rows say so."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +16,7 @@ from pipelines.steps.errors import BundleError, TrainingError
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import PROMOTION, TEST, VALIDATION, TrainingRows
 from pipelines.steps.labels.training_set import PromotionBlock
+from pipelines.steps.models.blend_model import member_versions
 from pipelines.steps.models.bundle import Scorer
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.metrics import Threshold, compare_auc
@@ -50,9 +51,10 @@ from resources.step_body import step_body
 
 CHALLENGER_CHECKS = [
     Check(
-        "champion_is_best_candidate",
-        "no candidate has a higher validation AUC",
-        [expect("ExpectColumnValuesToBeBetween", column="auc_behind_best", max_value=0)],
+        "is_the_best_candidate_or_the_blend_of_its_equals",
+        "it holds the candidate with the highest validation metric, every one that is behind it by no more "
+        "than chance, and no other",
+        [expect("ExpectColumnPairValuesToBeEqual", column_A="served", column_B="best_and_its_equals")],
     ),
     Check(
         "is_better_than_chance_on_promotion_rows",
@@ -113,7 +115,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         deps=[[audience.name, f"{name}_model"] for name in CANDIDATES],
         group_name=audience.name,
         kinds={"python"},  # any of the candidates' engines may serve
-        code_version=code_version([seed, audience.training.max_auc_loss, cut_by_precision]),
+        code_version=code_version(
+            [seed, str(audience.metric), audience.training.max_auc_loss, cut_by_precision]
+        ),
         metadata=page("docs/models.md"),
         tags={"stage": "models", **HOLDS_NO_IDS},
     )
@@ -121,7 +125,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     def champion_model(
         context: dg.AssetExecutionContext, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
-        """The candidate that ranks the validation devices best, or all together.
+        """The candidate that ranks the validation devices best, averaged with those as good.
 
         It serves from now on where it is better than chance, and no worse than the former one, on the
         devices kept for promotion.
@@ -129,11 +133,16 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         data = read_training_data(audience, lake, models)
         block = _block_of(data, audience)
         rows = data.files.read([VALIDATION, TEST, PROMOTION])
-        scored = _score_candidates(audience, data, rows, models)
+        candidates = _score_candidates(audience, data, rows, models)
         validation, kept = rows.subset(VALIDATION).labels, rows.subset(PROMOTION)
         choice = choose(
-            validation, {name: each.scores.validation for name, each in scored.items()}, seed=seed
+            validation,
+            {name: each.scores.validation for name, each in candidates.items()},
+            audience.metric,
+            devices=data.files.devices(VALIDATION),
+            seed=seed,
         )
+        scored = candidates | _blend(choice, candidates, audience, data, rows, models)
         chosen = scored[choice.name]
         # Again, though the candidate has some: the segments asked for may have changed since it was trained.
         thresholds = find_thresholds(validation, chosen.scores.validation, audience.segments)
@@ -145,9 +154,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             seed=seed,
         )
         challenger = _record(choice, scored, thresholds, promotion, audience, models)
-        card = _keep_cards(
-            challenger, choice.name, scored, rows.subset(TEST), promotion, audience, data, models
-        )
+        card = _keep_card(challenger, choice, scored, rows.subset(TEST), promotion, audience, data, models)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(challenger.version),
             metadata={
@@ -166,7 +173,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 def _score_candidates(
     audience: Audience, data: TrainingData, rows: TrainingRows, models: ModelStore
 ) -> dict[str, Scored]:
-    """The candidates and their blend, which is kept as they are; each split is scored once by each of them.
+    """The candidates, each of which scores each split once.
 
     Raises:
         TrainingError: They were not all trained on the current training set.
@@ -177,16 +184,31 @@ def _score_candidates(
     for name, record in candidates.items():
         scorer = models.load(audience.name, name, record.version)
         scored[name] = Scored(record, scorer, Scores.of(scorer, rows))
-    # Its members are corrected for negatives left out already.
+    return scored
+
+
+def _blend(
+    choice: Choice,
+    candidates: Mapping[str, Scored],
+    audience: Audience,
+    data: TrainingData,
+    rows: TrainingRows,
+    models: ModelStore,
+) -> dict[str, Scored]:
+    """The blend of the members chosen, kept as a candidate is; none where one stands alone."""
+    if choice.name != BLEND:
+        return {}
+    members = {name: candidates[name] for name in choice.members}
+    # They are corrected for negatives left out already.
     blend = measure_candidate(
-        blend_of({name: models.bundle(record) for name, record in candidates.items()}),
+        blend_of({name: models.bundle(each.record) for name, each in members.items()}),
         data.vocabulary,
         rows,
-        scores=blend_scores({name: each.scores for name, each in scored.items()}),
+        scores=blend_scores({name: each.scores for name, each in members.items()}),
+        devices=data.files.devices(VALIDATION),
     )
     record = keep_model(BLEND, blend, rows.subset(VALIDATION).labels, audience, data, models)
-    scored[BLEND] = Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)
-    return scored
+    return {BLEND: Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)}
 
 
 def _record(
@@ -203,6 +225,7 @@ def _record(
         **chosen.properties,
         "model": choice.name,
         "candidates": {name: scored[name].record.version for name in CANDIDATES},
+        "choice": choice.to_dict(),
         "thresholds": cuts_of(thresholds),
         "promotion": promotion.to_dict(),
     }
@@ -212,9 +235,9 @@ def _record(
     return challenger
 
 
-def _keep_cards(
+def _keep_card(
     challenger: ModelRecord,
-    chosen: str,
+    choice: Choice,
     scored: Mapping[str, Scored],
     test: TrainingRows,
     promotion: Promotion,
@@ -222,13 +245,11 @@ def _keep_cards(
     data: TrainingData,
     models: ModelStore,
 ) -> Card:
-    """Keeps the blend's card, as each candidate has one, and the challenger's, which is handed out."""
+    """Keeps the challenger's card; each candidate has one of its own."""
+    chosen = choice.name
     measured = {n: Measured.from_dict(each.record.properties["metrics"]) for n, each in scored.items()}
-    if chosen != BLEND:
-        own = scored[BLEND]
-        keep_card(own.record, own.scorer, audience, test, own.scores.test, models, {BLEND: measured[BLEND]})
     own, seed = scored[chosen], audience.training.seed
-    rehearsal = _rehearsal(chosen, scored, audience, data, models)
+    rehearsal = _rehearsal(choice, scored, audience, data, models)
     if rehearsal:
         measured[chosen] = replace(measured[chosen], out_of_time=rehearsal.metrics)
     differences = {
@@ -251,17 +272,18 @@ def _keep_cards(
 
 
 def _rehearsal(
-    chosen: str, scored: Mapping[str, Scored], audience: Audience, data: TrainingData, models: ModelStore
+    choice: Choice, scored: Mapping[str, Scored], audience: Audience, data: TrainingData, models: ModelStore
 ) -> Rehearsal | None:
     """The rehearsal of what was chosen: a candidate's own, or the blend of its members'."""
-    members = {name: scored[name].record for name in (CANDIDATES if chosen == BLEND else [chosen])}
+    members = {name: scored[name].record for name in choice.members}
     files = {name: models.card(record) / REHEARSAL_FILE for name, record in members.items()}
     if not data.out_of_time_day or not all(file.exists() for file in files.values()):
         return None
     found = {name: read_scores(file.read_bytes()) for name, file in files.items()}
     rows = data.earlier.read(MEASURED)
     blend = blend_of({name: models.bundle(record) for name, record in members.items()})
-    candidate = measure_candidate(blend, data.vocabulary, rows, scores=blend_scores(found))
+    owners = data.earlier.devices(VALIDATION)
+    candidate = measure_candidate(blend, data.vocabulary, rows, scores=blend_scores(found), devices=owners)
     return rehearsal_of(candidate, rows, data.out_of_time_day, audience.segments)
 
 
@@ -300,7 +322,7 @@ def _described(
         **({"AUC on the promotion rows": str(promotion.auc)} if promotion.auc else {}),
         **({"auc above the former champion": str(promotion.gain)} if promotion.gain else {}),
         "the former may have been trained on these devices": promotion.former_may_have_seen_rows,
-        "blend above the best candidate (validation AUC)": f"{choice.blend_gain} over {choice.best_single}",
+        "chosen on the validation rows": str(choice),
         "validation_auc": metrics.validation.auc,
         "test_auc": metrics.test.auc,
         **({"out_of_time_auc": metrics.out_of_time.auc} if metrics.out_of_time else {}),
@@ -330,6 +352,12 @@ def _require_same_rows(candidates: Mapping[str, ModelRecord], training_set: str)
         )
 
 
+def _served(challenger: ModelRecord, models: ModelStore) -> list[str]:
+    """The candidates that the challenger's bundle holds, in their order."""
+    held = member_versions(models.bundle(challenger)) or [challenger.version]
+    return [name for name, version in challenger.properties["candidates"].items() if version in held]
+
+
 def _vocabulary_of(record: ModelRecord, models: ModelStore) -> str:
     """The hash of a bundle's vocabulary; of one that cannot be read, as of a former format, why not."""
     try:
@@ -351,22 +379,18 @@ def _champion_checks(audience: Audience, key: dg.AssetKey) -> dg.AssetChecksDefi
         promoted = CHAMPION in models.models(audience.name)
         serving = models.current(audience.name, CHAMPION) if promoted else challenger
         found = challenger.properties
-        if "candidates" not in found:
+        if "choice" not in found:
             raise TrainingError(
-                f"the challenger of {audience.name} was never measured on devices kept for promotion",
-                found=f"version {challenger.version}, chosen before there were any",
-                expected="what it was chosen from, and its AUC on the promotion rows",
+                f"of the challenger of {audience.name} it is not known why it was chosen",
+                found=f"version {challenger.version}, chosen by a former version of this project",
+                expected="what it was chosen from, by which figures, and its AUC on the promotion rows",
                 remedy="run the training job",
             )
-        # of the versions that it was chosen from; without the blend, which serves only where it gains
-        aucs = [
-            models.find(audience.name, name, version).properties["metrics"]["validation"]["auc"]
-            for name, version in found["candidates"].items()
-        ]
         promotion = found["promotion"]
         evidence = pd.DataFrame(
             {
-                "auc_behind_best": [max(aucs) - found["metrics"]["validation"]["auc"]],
+                "served": [", ".join(_served(challenger, models))],
+                "best_and_its_equals": [", ".join(Choice.from_dict(found["choice"]).members)],
                 "rarer_devices": [promotion["rarer_devices"]],
                 "auc_low": pd.Series([promotion["auc_low"]], dtype="float64"),
                 "auc_lost_beyond_margin": [promotion["auc_behind"] - promotion["max_auc_loss"]],

@@ -10,11 +10,20 @@ import pandas as pd
 import pyarrow.dataset as ds
 from pyarrow import compute as pc
 
-from assets import app_events, champion_model, daily_fields, feature_tokens, predictions, segments
+from assets import (
+    app_events,
+    champion_model,
+    daily_fields,
+    daily_signals,
+    feature_tokens,
+    predictions,
+    segments,
+)
 from assets.descriptions import HOLDS_IDS, page
 from assets.partitions import SPARK_POOL, Daily, checked_days, days_of, keys_of
 from pipelines.steps.config.audience import Audience, FolderDestination
 from pipelines.steps.config.settings import code_version
+from pipelines.steps.config.signals import SIGNALS, Signal
 from pipelines.steps.errors import DataError
 from pipelines.steps.targeting.deliveries import count_rows, sha256, table_columns
 from resources.asset_metadata import ROW_COUNT, TableDescription, data_version, record_day
@@ -45,7 +54,9 @@ EVERY_SEGMENT = "every_segment_is_delivered"
 EVIDENCE = ["day", "delivered_rows", "manifest_rows", "segment_rows", "delivered_sha256", "manifest_sha256"]
 
 
-def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+def build(
+    audience: Audience, daily: Daily, signals: Sequence[Signal] = ()
+) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "deliveries"])
     table = TableDescription(table_columns(), {"segments": segments.key_of(audience)})
     every_segment = dg.AssetCheckSpec(
@@ -78,7 +89,7 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
         for partition in snapshot.partitions:
             day = day_of(partition)
             try:
-                _require_checked(audience, lake, models, verdicts, partition)
+                _require_checked(audience, signals, lake, models, verdicts, partition)
                 sent[day] = _send(audience, lake, destinations, verdicts, partition)
             except DataError as error:
                 refused[day] = error
@@ -125,7 +136,12 @@ def build(audience: Audience, daily: Daily) -> Sequence[dg.AssetsDefinition | dg
 
 
 def _require_checked(
-    audience: Audience, lake: Lake, models: ModelStore, verdicts: Verdicts, segments_of_day: Partition
+    audience: Audience,
+    signals: Sequence[Signal],
+    lake: Lake,
+    models: ModelStore,
+    verdicts: Verdicts,
+    segments_of_day: Partition,
 ) -> None:
     """Refuses a day's segments unless the chain from its events and its champion is whole and checked.
 
@@ -138,6 +154,10 @@ def _require_checked(
         "predictions": Link(predictions.key_of(audience), predictions.blocking_checks()),
         "feature_tokens": Link(feature_tokens.KEY, feature_tokens.blocking_checks()),
         "daily_fields": Link(daily_fields.KEY, daily_fields.blocking_checks()),
+        # What another audience's label is must hold nobody up.
+        daily_signals.TABLE: Link(
+            dg.AssetKey([SIGNALS]), daily_signals.blocking_checks(), {signal.name for signal in signals}
+        ),
         "app_events": Link(app_events.KEY, app_events.blocking_checks()),
     }
     chain = trace(lake, "segments", segments_of_day, links)

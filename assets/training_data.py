@@ -27,6 +27,11 @@ class TrainingData:
     earlier: TrainingFiles
 
     @property
+    def devices_a_day(self) -> float:
+        """Devices of an as-of day, on average."""
+        return self.partition.rows / len(self.partition.properties["as_of_days"])
+
+    @property
     def out_of_time_day(self) -> str | None:
         """The newest as-of day, ISO, where a rehearsal is measured on it."""
         day: str | None = self.partition.properties["out_of_time_day"]

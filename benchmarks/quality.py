@@ -24,8 +24,8 @@ from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import TrainedModel
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.dnn_config import DnnConfig
-from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.models.dnn_config import DnnConfig, weight_decays
+from pipelines.steps.models.dnn_training import tune_dnn
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.models.metrics import compare_auc, compute_metrics
 from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
@@ -62,7 +62,7 @@ def _say(message: object) -> None:
 
 
 def _dnn(rows: TrainingRows, sizes: Mapping[str, int], seed: int) -> TrainedModel:
-    return train_dnn(rows, sizes, DnnConfig(seed=seed), _say)
+    return tune_dnn(rows, sizes, DnnConfig(seed=seed), weight_decays(rows.rows), _say)
 
 
 def _xgboost(rows: TrainingRows, sizes: Mapping[str, int], seed: int) -> TrainedModel:
@@ -116,22 +116,25 @@ def run_round(rows: TrainingRows, vocabulary: Vocabulary, seed: int, models: Seq
         chosen = None
         if CHAMPION in models:
             started = time.perf_counter()
-            bundles[BLEND] = Path(scratch) / BLEND
-            members = blend_scores({name: each.scores for name, each in candidates.items()})
-            blend = measure_candidate(blend_of(bundles), vocabulary, rows, scores=members)
-            write_candidate(bundles[BLEND], blend, vocabulary, [])
-            scored = {name: each.scores.validation for name, each in {**candidates, BLEND: blend}.items()}
-            chosen = choose(rows.subset(VALIDATION).labels, scored, seed=seed).name
-            bundles[CHAMPION] = bundles[chosen]
+            scored = {name: each.scores.validation for name, each in candidates.items()}
+            choice = choose(rows.subset(VALIDATION).labels, scored, seed=seed)
+            chosen = " + ".join(choice.members)
+            if choice.name == BLEND:
+                bundles[BLEND] = Path(scratch) / BLEND
+                members = {name: candidates[name].scores for name in choice.members}
+                blend = blend_of({name: bundles[name] for name in choice.members})
+                measured = measure_candidate(blend, vocabulary, rows, scores=blend_scores(members))
+                write_candidate(bundles[BLEND], measured, vocabulary, [])
+            bundles[CHAMPION] = bundles[choice.name]
             seconds[CHAMPION] = sum(seconds.values()) + time.perf_counter() - started
         test = rows.subset(TEST)
-        measured = {}
+        results = {}
         for name in models:
             probabilities = load_bundle(bundles[name]).score(test.bags)
             metrics = compute_metrics(test.labels, probabilities).to_dict()
             figures = {figure: metrics[figure] for figure in FIGURES} | {"seconds": seconds[name]}
-            measured[name] = Measured(figures, probabilities)
-    return Round(test.labels, measured, chosen)
+            results[name] = Measured(figures, probabilities)
+    return Round(test.labels, results, chosen)
 
 
 def report_of(rounds: Sequence[Round], config: dict[str, Any]) -> Report:

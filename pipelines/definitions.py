@@ -75,7 +75,7 @@ def build_definitions(
             *candidate_models.build(audience),
             *champion_model.build(audience),
             *segments.build(audience, days),
-            *deliveries.build(audience, days),
+            *deliveries.build(audience, days, project.signals_of(audience)),
         )
     ]
     everything = [*shared, *own]

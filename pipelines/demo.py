@@ -50,6 +50,7 @@ from pipelines.steps.labels.training_rows import TRAIN, VALIDATION
 from pipelines.steps.labels.training_set import label_devices
 from pipelines.steps.models.metrics import comparison_table
 from pipelines.steps.promotion.candidate_models import CANDIDATES, Measured
+from pipelines.steps.promotion.promises import measure_promises, top_segments
 from pipelines.steps.targeting.segments import measure_segments
 from resources.destinations import Destinations
 from resources.lake import Lake
@@ -319,7 +320,8 @@ def _report(demo: Demo, session: SparkSession) -> None:
         measured = {r.model: Measured.from_dict(r.properties["metrics"]) for r in records}
         _say(f"\n== {audience.name}: models on the test devices ==\n")
         _say(comparison_table({name: m.test for name, m in measured.items()}))
-        _say(f"\nchampion (best validation AUC): {champion.properties['model']}, version {champion.version}")
+        name = champion.properties["model"]
+        _say(f"\nchampion (best on the validation rows): {name}, version {champion.version}")
         devices = _report_outcome(demo, audience, lake, session)
         _report_gain(demo, audience, lake, models, devices)
         _report_deliveries(demo, audience)
@@ -359,7 +361,27 @@ def _report_outcome(demo: Demo, audience: Audience, lake: Lake, session: SparkSe
         columns=["segment", "devices", "converted", "measured precision", "lift"],
     )
     _say(table.to_markdown(index=False, floatfmt=".3f", intfmt=","))
+    _say("\npromised and happened, with the 95 % interval of what happened:\n")
+    _say(_promises(rows, lake.read(session, "segments", key).select("segment", "device_id").toPandas()))
     return rows
+
+
+def _promises(scored: pd.DataFrame, segments: pd.DataFrame) -> str:
+    """The mean probability of each segment beside what happened.
+
+    Args:
+        scored: `device_id`, `probability`, `label` of all scored devices.
+        segments: `segment`, `device_id`.
+    """
+    chosen = {
+        str(name): scored["device_id"].isin(own).to_numpy()
+        for name, own in segments.groupby("segment")["device_id"]
+    }
+    probabilities = scored["probability"].to_numpy()
+    promises = measure_promises(
+        scored["label"].to_numpy(), probabilities, {**chosen, **top_segments(probabilities)}
+    )
+    return promises.to_markdown()
 
 
 def _report_gain(

@@ -4,7 +4,7 @@ Dagster blocks within one run alone. So whoever delivers asks for itself which v
 recorded when they were made, and what the blocking checks said of exactly these.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -66,10 +66,24 @@ def _version_of(evaluation: dg.AssetCheckEvaluation) -> str | None:
 
 @dataclass(frozen=True)
 class Link:
-    """A table of a chain: its asset, and the checks that block what is made from it."""
+    """A table of a chain: its asset, and the checks that block what is made from it.
+
+    Attributes:
+        asset: The asset; of a table of many, as of signals, what their keys begin with.
+        blocking_checks: Their names.
+        parts: Which of the many count, by the first part of a partition's key; None: the table has one asset.
+    """
 
     asset: dg.AssetKey
     blocking_checks: Sequence[str]
+    parts: Collection[str] | None = None
+
+    def asset_of(self, partition: Partition) -> dg.AssetKey | None:
+        """The asset of a partition; None where it does not count."""
+        if self.parts is None:
+            return self.asset
+        part = partition.key.partition("/")[0]
+        return dg.AssetKey([*self.asset.path, part]) if part in self.parts else None
 
 
 def trace(
@@ -82,7 +96,8 @@ def trace(
     """
     day = day_of(partition)
     chain = [(table, partition), *lake.made_from(partition)]
-    missing = links.keys() - {table for table, each in chain if day_of(each) == day}
+    needed = {name for name, link in links.items() if link.parts is None}
+    missing = needed - {table for table, each in chain if day_of(each) == day}
     if missing:
         raise DataError(
             f"nothing is delivered for {day}: it is not recorded what {table} {partition.key} was made from",
@@ -115,9 +130,12 @@ def require_passed(
     day, found = day_of(chain[0][1]), dict(others)
     for table, partition in chain:
         link, own_day = links[table], day_of(partition)
+        asset = link.asset_of(partition)
+        if asset is None:
+            continue
         for name in link.blocking_checks:
-            said = verdicts.of(link.asset, name, partition.version, own_day)
-            check = f"{link.asset.to_user_string()}:{name}"
+            said = verdicts.of(asset, name, partition.version, own_day)
+            check = f"{asset.to_user_string()}:{name}"
             if own_day == day:
                 found[check] = said
             elif said == FAILED:

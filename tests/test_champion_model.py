@@ -1,49 +1,24 @@
-"""Which model serves: the best candidate, where rows that chose nothing say that it may."""
+"""Which model serves: the best candidate or the mean of its equals, where rows that chose nothing say so."""
+
+import json
 
 import numpy as np
 import pytest
 from scipy.special import expit
 
+from pipelines.steps.config.metric import PrecisionAt
 from pipelines.steps.errors import TrainingError
-from pipelines.steps.models.metrics import Metrics
 from pipelines.steps.promotion.candidate_models import BLEND
 from pipelines.steps.promotion.champion_model import (
     ENOUGH_DEVICES,
+    Choice,
     Former,
     PromotionRows,
     choose,
-    choose_champion,
     decide_promotion,
 )
 
 # --- the choice -----------------------------------------------------------------------------------
-
-
-def metrics(auc: float, average_precision: float = 0.5, rows: int = 100) -> Metrics:
-    return Metrics(
-        auc, average_precision, 0.4, 0.9, 0.7, 0.5, 0.1, 0.2, 0.01, rows, positives=20, base_rate=0.2
-    )
-
-
-def test_the_champion_has_the_highest_auc() -> None:
-    assert choose_champion({"dnn": metrics(0.7, 0.9), "xgboost": metrics(0.8), "logistic": metrics(0.6)}) == (
-        "xgboost"
-    )
-
-
-def test_ties_go_to_average_precision_then_to_the_name() -> None:
-    assert choose_champion({"dnn": metrics(0.8, 0.4), "xgboost": metrics(0.8, 0.5)}) == "xgboost"
-    assert choose_champion({"xgboost": metrics(0.8), "dnn": metrics(0.8)}) == "dnn"
-
-
-def test_candidates_measured_on_other_rows_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"(?s)different rows.*'dnn': \(100, 20\), 'xgboost': \(99, 20\)"):
-        choose_champion({"dnn": metrics(0.8), "xgboost": metrics(0.9, rows=99)})
-
-
-def test_no_candidate_is_refused() -> None:
-    with pytest.raises(TrainingError, match="no candidate"):
-        choose_champion({})
 
 
 def noisy(labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
@@ -51,20 +26,54 @@ def noisy(labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
     return np.asarray(expit(labels * 2 + random.normal(0, noise, len(labels))), dtype=np.float32)
 
 
-def test_a_blend_that_is_better_beyond_chance_serves() -> None:
-    labels = np.tile([0, 1, 0], 1_000)
-    found = {name: noisy(labels, 2, seed) for seed, name in enumerate(["dnn", "xgboost", "logistic"])}
-    found[BLEND] = np.mean(list(found.values()), axis=0)
-    choice = choose(labels, found)
-    assert choice.name == BLEND
-    assert choice.blend_gain.low > 0
+VALIDATION_LABELS = np.tile([0, 1, 0], 300)
+GOOD_ONE, AS_GOOD, BAD = (noisy(VALIDATION_LABELS, noise, seed) for seed, noise in enumerate([2, 2, 8]))
 
 
-def test_a_blend_that_may_be_no_better_does_not() -> None:
-    labels = np.tile([0, 1, 0], 1_000)
-    found = {"dnn": noisy(labels, 3, 0), "xgboost": noisy(labels, 1, 1), "logistic": noisy(labels, 3, 2)}
-    found[BLEND] = found["xgboost"] + np.float32(1e-6) * found["dnn"]
-    assert choose(labels, {k: np.clip(v, 0, 1) for k, v in found.items()}).name == "xgboost"
+def test_a_candidate_that_is_better_than_all_others_beyond_chance_serves_alone() -> None:
+    choice = choose(VALIDATION_LABELS, {"dnn": BAD, "xgboost": GOOD_ONE})
+    assert (choice.name, choice.best, choice.members) == ("xgboost", "xgboost", ("xgboost",))
+    assert choice.behind["dnn"].low > 0
+    assert str(choice) == (
+        f"xgboost; auc_and_average_precision: xgboost is best with {choice.figures['xgboost']:.4f}; "
+        f"dnn is behind by {choice.behind['dnn']}"
+    )
+
+
+def test_candidates_that_cannot_be_told_apart_serve_together_without_the_others() -> None:
+    choice = choose(VALIDATION_LABELS, {"dnn": AS_GOOD, "xgboost": GOOD_ONE, "logistic": BAD})
+    assert (choice.name, choice.members) == (BLEND, ("dnn", "xgboost"))
+    assert str(choice).startswith("the mean of dnn, xgboost; auc_and_average_precision: ")
+    assert Choice.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
+
+
+def test_the_choice_goes_by_the_metric_named() -> None:
+    """One ranks the top well and the rest badly, the other the other way round."""
+    labels = np.repeat([1, 0, 1, 0], [100, 20, 100, 780])
+    top, random = np.linspace(1, 0, 1_000), np.random.default_rng(0)
+    whole = np.where(labels == 1, 0.5 + random.random(1_000) / 4, np.where(top > 0.88, 0.9, top / 2))
+    top = np.where(np.arange(1_000) < 100, 1.0, random.random(1_000) / 2)
+    found = {"top": top, "whole": whole}
+    assert choose(labels, found, "auc").members == ("whole",)
+    assert choose(labels, found, PrecisionAt(precision_at=0.1)).members == ("top",)
+
+
+def test_a_device_seen_often_makes_no_difference_surer() -> None:
+    random, tenfold = np.random.default_rng(1), np.repeat(np.arange(60), 10)
+    labels = random.integers(0, 2, 60)
+    better = {"dnn": noisy(labels, 4, 2)[tenfold], "xgboost": noisy(labels, 2, 3)[tenfold]}
+    assert choose(labels[tenfold], better).members == ("xgboost",)
+    assert choose(labels[tenfold], better, devices=tenfold).members == ("dnn", "xgboost")
+
+
+def test_of_equals_the_first_is_the_best() -> None:
+    choice = choose(VALIDATION_LABELS, {"dnn": GOOD_ONE, "xgboost": GOOD_ONE})
+    assert (choice.best, choice.members) == ("dnn", ("dnn", "xgboost"))
+
+
+def test_no_candidate_is_refused() -> None:
+    with pytest.raises(TrainingError, match="no candidate"):
+        choose(VALIDATION_LABELS, {})
 
 
 # --- the promotion --------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def metric_is(value: float, metric: str = "auc") -> Callable[[ModelStore, ModelR
 def worst_candidate(store: ModelStore, record: ModelRecord) -> ModelRecord:
     candidates = [store.current(record.audience, name) for name in CANDIDATES]
     worst = min(candidates, key=lambda each: each.properties["metrics"]["validation"]["auc"])
-    own = {name: record.properties[name] for name in ("candidates", "thresholds", "promotion")}
+    own = {name: record.properties[name] for name in ("candidates", "choice", "thresholds", "promotion")}
     return replace(worst, model=record.model, properties={**worst.properties, **own})
 
 
@@ -341,7 +341,7 @@ FAULTS: Mapping[str, Sequence[Fault]] = {
         ]
         for name in CANDIDATES
     },
-    "champion_model:champion_is_best_candidate": [
+    "champion_model:is_the_best_candidate_or_the_blend_of_its_equals": [
         recorded("the worst candidate", "challenger", worst_candidate)
     ],
     "champion_model:is_not_worse_than_the_former": [

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipelines.steps.config.metric import PrecisionAt
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
 from pipelines.steps.features.token_weights import codes_of
@@ -26,9 +27,9 @@ from pipelines.steps.labels.training_rows import (
 )
 from pipelines.steps.models.cpu_kernels import Dropout
 from pipelines.steps.models.dnn_batches import as_tensors, to_tensors
-from pipelines.steps.models.dnn_config import DnnConfig, Pooling
+from pipelines.steps.models.dnn_config import DnnConfig, Pooling, weight_decays
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of
-from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
 
 SIZES = {"apps": 5, "model": 4}
 BATCH: EncodedRows = {
@@ -301,12 +302,35 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     config = replace(SMALL, max_epochs=40, patience=4)
     trained = train(contradicted, config)
 
-    aucs = [report.validation_auc for report in trained.curves]
+    found = [report.validation_metric for report in trained.curves]
     [best_epoch] = trained.best_epochs
-    assert best_epoch == int(np.argmax(aucs)) + 1
-    assert len(aucs) == best_epoch + 4 < 40
-    assert aucs[-1] < max(aucs)
+    assert best_epoch == int(np.argmax(found)) + 1
+    assert len(found) == best_epoch + 4 < 40
+    assert found[-1] < max(found)
     assert trained.weights() == train(contradicted, replace(config, max_epochs=best_epoch)).weights()
+
+
+def test_the_metric_named_chooses_the_epoch() -> None:
+    rows = simulated_rows()
+    by_auc, by_top = (train(rows, replace(SMALL, metric=m)) for m in ("auc", PrecisionAt(precision_at=0.05)))
+    assert [r.validation_metric for r in by_auc.curves] == pytest.approx(
+        [r.validation_auc for r in by_auc.curves]
+    )
+    assert by_auc.best_epochs == (int(np.argmax([r.validation_auc for r in by_auc.curves])) + 1,)
+    assert by_top.best_epochs == (int(np.argmax([r.validation_metric for r in by_top.curves])) + 1,)
+
+
+def test_of_the_weight_decays_tried_validation_keeps_the_best() -> None:
+    rows = simulated_rows()
+    usual, strong = (train(rows, replace(SMALL, weight_decay=decay)) for decay in (0.01, 100.0))
+    assert usual.best_metric > strong.best_metric
+    for decays in ([0.01, 100.0], [100.0, 0.01]):
+        assert tune_dnn(rows, SIZES, SMALL, decays).weights() == usual.weights()
+
+
+@pytest.mark.parametrize(("devices", "decays"), [(4_999, (0.01, 2.0)), (5_000, (0.01,))])
+def test_more_weight_decay_is_tried_where_devices_are_few(devices: int, decays: tuple[float, ...]) -> None:
+    assert weight_decays(devices) == decays
 
 
 def test_progress_is_told_every_epoch() -> None:

@@ -30,14 +30,15 @@ from pipelines.steps.labels.training_rows import (
 from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.bundle import TrainedModel
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+from pipelines.steps.models.model_columns import ordinal_columns
 from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
 from pipelines.steps.promotion.candidate_models import (
-    BLEND,
     CANDIDATES,
     Measured,
     measure_candidate,
     write_candidate,
 )
+from pipelines.steps.promotion.champion_model import Choice
 from resources.lake import Lake
 from resources.snapshots import Snapshot
 from tests.small_project import (
@@ -248,12 +249,14 @@ def test_both_audiences_are_scored_in_one_step(chain: Chain) -> None:
 def test_models_learn_what_the_tokens_say(chain: Chain, audience: str) -> None:
     """Every second device likes cars, every third one bikes, and their apps tell."""
     champion = chain.project.models.current(audience, "champion")
-    records = [chain.project.models.current(audience, name) for name in [*CANDIDATES, BLEND]]
+    choice = Choice.from_dict(champion.properties["choice"])
 
-    best = max(r.properties["metrics"]["validation"]["auc"] for r in records if r.model != BLEND)
+    serving = chain.project.models.current(audience, choice.name)
 
-    assert champion.version in {record.version for record in records}
-    assert champion.properties["metrics"]["validation"]["auc"] >= best > 0.65
+    assert champion.version == serving.version
+    assert choice.figures[choice.best] == max(choice.figures.values())
+    assert set(choice.figures) == set(CANDIDATES)
+    assert champion.properties["metrics"]["validation"]["auc"] > 0.65
     promotion = champion.properties["promotion"]
     assert promotion["auc_low"] > 0.5
     assert (promotion["accepted"], promotion["former"], promotion["auc_behind"]) == (True, None, 0.0)
@@ -263,7 +266,7 @@ def test_models_learn_what_the_tokens_say(chain: Chain, audience: str) -> None:
 @pytest.mark.parametrize("audience", AUDIENCES)
 def test_every_candidate_has_a_card(chain: Chain, audience: str) -> None:
     models = chain.project.models
-    for name in [*CANDIDATES, BLEND, "champion"]:
+    for name in [*CANDIDATES, "champion"]:
         record = models.current(audience, name)
         card = models.card(record)
         assert record.version in (card / "card.md").read_text()
@@ -360,7 +363,8 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     config = XGBoostConfig(
         num_boost_round=100, patience=100, min_child_weight=0.1, colsample_bytree=1.0, subsample=1.0
     )
-    seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config)
+    columns = ordinal_columns(vocabulary.fields)
+    seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config, columns)
     served = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
@@ -506,7 +510,9 @@ def test_a_training_set_that_keeps_no_devices_for_promotion_is_made_again_first(
     assert "run the training job, which makes it again" in failures(result)
 
 
-@pytest.mark.parametrize(("asset", "model"), [("logistic_model", "logistic"), ("champion_model", "blend")])
+@pytest.mark.parametrize(
+    ("asset", "model"), [("logistic_model", "logistic"), ("champion_model", "challenger")]
+)
 def test_a_bundle_names_the_training_set_that_it_read_though_another_run_replaces_it(
     chain: Chain, tmp_path: Path, asset: str, model: str
 ) -> None:

@@ -55,9 +55,9 @@ def test_a_token_held_twice_counts_twice() -> None:
 
 
 def test_validation_chooses_c() -> None:
-    trained = train_logistic(simulated_rows(), SIZES, LogisticConfig())
-    assert list(trained.validation_auc) == [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
-    assert trained.validation_auc[trained.chosen_c] == max(trained.validation_auc.values()) > 0.65
+    trained = train_logistic(simulated_rows(), SIZES, LogisticConfig(metric="auc"))
+    assert list(trained.validation_metric) == [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+    assert trained.validation_metric[trained.chosen_c] == max(trained.validation_metric.values()) > 0.65
 
 
 def test_training_twice_gives_equal_weights() -> None:
@@ -77,3 +77,10 @@ def test_untrainable_rows_are_refused() -> None:
         train_logistic(
             TrainingRows(np.zeros_like(rows.labels), rows.split, rows.bags), SIZES, LogisticConfig()
         )
+
+
+def test_the_metric_named_chooses_c() -> None:
+    trained = train_logistic(simulated_rows(), SIZES, LogisticConfig(metric="average_precision"))
+    by_auc = train_logistic(simulated_rows(), SIZES, LogisticConfig(metric="auc"))
+    assert trained.validation_metric[trained.chosen_c] == max(trained.validation_metric.values())
+    assert trained.validation_metric != by_auc.validation_metric

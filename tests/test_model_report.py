@@ -184,6 +184,9 @@ def test_a_card_shows_the_test_devices_and_the_later_day(
     assert "All of this is of 2025-05-30, the newest as-of day" in later
     assert f"{ROWS:,} devices, {int(labels.sum()):,} positive" in later
     assert "Of the most probable tenth" in later
+    assert "## Promised and happened" in promised
+    assert "Promised for this day, and happened:" in later
+    assert f"All {ROWS:,} devices: " in later
     assert "| sure " in later.split("## Lift")[0]
 
 
@@ -209,6 +212,10 @@ def test_a_card_tells_it_all(scorer: Scorer, rows: dict[str, Ragged], labels: np
         "not reached",
         "nokia",
         "¦",
+        "## Promised and happened",
+        f"All {ROWS:,} devices: ",
+        "| top 1%    | 20        |",
+        "| sure      |",
     ]:
         assert text in card.markdown
     [image] = re.findall(r"\(data:image/png;base64,([^)]*)\)", card.inline())

@@ -16,6 +16,7 @@ import pytest
 
 from pipelines.steps.config import values
 from pipelines.steps.config.audience import Label, RollingDays
+from pipelines.steps.config.metric import Metric, PrecisionAt
 from pipelines.steps.config.project import Project, load_project
 from pipelines.steps.errors import ConfigError
 from pipelines.steps.events.event_columns import check_event_columns
@@ -220,7 +221,18 @@ def test_an_audience_has_defaults(workplace: Workplace) -> None:
         "validation_fraction": 0.2,
         "test_fraction": 0.2,
     }
+    assert audience.metric == "auc_and_average_precision"
     assert [(d.name, d.path, d.format) for d in audience.destinations] == [("folder", "out", "csv")]
+
+
+@pytest.mark.parametrize(
+    ("written", "metric"),
+    [("average_precision", "average_precision"), ("{precision_at: 0.1}", PrecisionAt(precision_at=0.1))],
+)
+def test_an_audience_may_name_its_metric(workplace: Workplace, written: str, metric: Metric) -> None:
+    workplace.replace("horizon_days: 30", f"horizon_days: 30\nmetric: {written}")
+    (audience,) = workplace.load().audiences
+    assert audience.metric == metric
 
 
 def test_variables_are_taken_from_the_environment(
@@ -357,6 +369,16 @@ def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
          "segments[0].top_fractoin", "0.05", "top_fraction", "did you mean `top_fraction`?"),
         ("    path: out", "    path: out\n    fromat: csv",
          "deliver_to[0].fromat", "'csv'", "format", "did you mean `format`?"),
+        # a metric that there is not
+        ("horizon_days: 30\n", "horizon_days: 30\nmetric: average_precison\n",
+         "metric", "'average_precison'", "one of auc, average_precision, auc_and_average_precision, or",
+         "did you mean `average_precision`?"),
+        ("horizon_days: 30\n", "horizon_days: 30\nmetric: 0.1\n",
+         "metric", "0.1", "`precision_at:` and a share of the devices", "write {precision_at: 0.1}"),
+        ("horizon_days: 30\n", "horizon_days: 30\nmetric: {precision_at: 10}\n",
+         "metric.precision_at", "10", "less than 1", "correct the value"),
+        ("horizon_days: 30\n", "horizon_days: 30\nmetric: {recall_at: 0.1}\n",
+         "metric.recall_at", "0.1", "one of the keys precision_at", "take the key out"),
         # missing keys
         ("horizon_days: 30\n", "",
          "horizon_days", "no such key", "the key `horizon_days`", "add `horizon_days:`"),
@@ -401,8 +423,8 @@ def test_values_given_by_code_become_the_text_that_a_file_would_have() -> None:
         # names
         ("  apps:", "  Apps:", "fields.Apps", "Apps", "lower_snake", "rename the field"),
         ("  apps:", "  day:", "fields.day", "day", "none of", "rename the field"),
-        ("  apps:", "  device_model_weights:", "fields.device_model_weights", "device_model_weights",
-         "a name other than that of the column of weights of device_model", "rename the field"),
+        ("  apps:", "  model_weights:", "fields.model_weights", "model_weights",
+         "a name other than that of the column of weights of model", "rename the field"),
         ("label:", "name: Car-Buyers\nlabel:", "name", "'Car-Buyers'", "lower_snake", "`car_buyers`"),
         ("known_model:", "Known Model:",
          "events.filters.Known Model", "'Known Model'", "lower_snake", "`known_model`"),

@@ -5,7 +5,7 @@ import re
 import dagster as dg
 import pytest
 
-from pipelines.steps.models.dnn_config import DnnConfig
+from pipelines.steps.models.dnn_config import DnnConfig, weight_decays
 from tests.small_project import (
     AUDIENCES,
     FIRST_DAY,
@@ -50,11 +50,16 @@ def test_training_says_one_line_per_member_and_a_summary(chain: Chain, audience:
     said = lines(chain, "training_job", f"{audience}__dnn_model")
 
     members = [
-        line for line in said if re.match(r"network \d of \d: \d+ epochs, validation AUC 0\.\d{4}", line)
+        line
+        for line in said
+        if re.match(r"network \d of \d: \d+ epochs, validation auc_and_\w+ 0\.\d{4}", line)
     ]
-    assert len(members) == DnnConfig().members
-    [summary] = [line for line in said if re.match(rf"{len(members)} networks trained: \d+ epochs", line)]
-    assert said.index(summary) > said.index(members[-1])
+    tried = [line for line in said if re.match(r"weight decay [\d.]+: validation auc_and_\w+ 0\.\d{4}", line)]
+    assert len(tried) == len(weight_decays(devices=200))
+    assert len(members) == DnnConfig().members * len(tried)
+    summaries = [line for line in said if re.match(r"3 networks trained: \d+ epochs", line)]
+    assert len(summaries) == len(tried)
+    assert said.index(summaries[0]) < said.index(tried[0])
     assert not [line for line in said if "train loss" in line]
 
 

@@ -88,7 +88,8 @@ def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: Smal
         "fields.apps.normalizer": "package",
         "fields.apps.max_length": 100,
     }
-    behaviour = {key: tokens[key] for key in ("window_days", "behaviour.format", "behaviour.without")}
+    shared = ("format", "window_days", "behaviour.format", "behaviour.without")
+    behaviour = {key: tokens[key] for key in shared}
     assert fields_of_settings(tokens, ["behaviour"]) == behaviour
     assert fields_of_settings(tokens, ["apps_distinct"]) == behaviour | {
         "fields.apps.column": "app_package",

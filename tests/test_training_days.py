@@ -50,7 +50,7 @@ def test_a_day_is_made_again_once_a_day_of_its_window_was(chain: Chain, tmp_path
 
 def test_a_day_is_made_again_once_a_setting_of_its_tokens_has_changed(chain: Chain, tmp_path: Path) -> None:
     for file in chain.project.audiences_dir.iterdir():
-        text = file.read_text().replace("normalizer: device_name", "normalizer: lower")
+        text = file.read_text().replace("normalizer: device_name", "normalizer: text")
         (tmp_path / file.name).write_text(text)
 
     assert to_make(replace(chain.project, audiences_dir=tmp_path)) == [str(OLDER), str(NEWER)]

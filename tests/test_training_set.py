@@ -46,6 +46,7 @@ MIDNIGHT = datetime(2025, 3, 11, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 HORIZON_DAYS = 7
 FEATURES = "device_id string, day date, apps array<string>"
+WEIGHED_FEATURES = f"{FEATURES}, model array<string>, apps_weights binary"
 EVENTS = "device_id string, event_time timestamp, event_name string"
 PURCHASE = "event_name = 'purchase'"
 
@@ -337,8 +338,9 @@ DEVICES = 40
 def in_time(frame: Frame) -> dict[date, dict[str, tuple[int, int]]]:
     """Three as-of days of 40 devices: day → device → its split, and its row's in the rehearsal."""
     devices = [f"d{number}" for number in range(DEVICES)]
-    tokens = [(device, day, ["a"], []) for device in devices for day in (OLD, OVERLAPPING, DAY)]
-    features = frame("device_id string, day date, apps array<string>, model array<string>", tokens)
+    none: list[str] = []
+    tokens = [(device, day, ["a"], none, bytes([1])) for device in devices for day in (OLD, OVERLAPPING, DAY)]
+    features = frame(WEIGHED_FEATURES, tokens)
     events = frame(EVENTS, [("d0", MIDNIGHT, "purchase")])
     rows = build_rows(features, events, audience(None), VOCABULARY, out_of_time=DAY).toArrow()
     assert rows.schema.field("split_in_time").type == pa.int8()
@@ -399,8 +401,7 @@ def test_without_a_rehearsal_all_rows_are_left_out_of_it(frame: Frame) -> None:
 
 
 def test_what_happens_in_the_horizon_changes_the_label_and_no_feature(frame: Frame) -> None:
-    schema = "device_id string, day date, apps array<string>, model array<string>"
-    features = frame(schema, [("phone", DAY, ["b", "a"], ["pixel"])])
+    features = frame(WEIGHED_FEATURES, [("phone", DAY, ["b", "a"], ["pixel"], bytes([1, 2]))])
     rows = {}
     for name, events in {
         "none": [],

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import xgboost
 
+from pipelines.steps.config.defaults import XGBOOST_TRIALS
+from pipelines.steps.config.metric import PrecisionAt
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import Ragged, count_matrix
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
-from pipelines.steps.models.xgboost_model import Trial, XGBoostConfig, train_xgboost, tune_xgboost
+from pipelines.steps.models.ranking import measure
+from pipelines.steps.models.xgboost_model import TRIALS, Trial, XGBoostConfig, train_xgboost, tune_xgboost
 
 SIZES = {"apps": 6, "model": 4}
 SMALL = XGBoostConfig(num_boost_round=60, patience=5, colsample_bytree=1.0)
@@ -32,14 +35,14 @@ def simulated_rows(rows: int = 600) -> TrainingRows:
 
 def test_trees_learn_what_the_rows_tell() -> None:
     trained = train_xgboost(simulated_rows(), SIZES, SMALL)
-    assert max(trained.validation_auc) > 0.65
+    assert max(trained.validation_metric) > 0.65
 
 
 def test_early_stopping_keeps_the_trees_up_to_the_best_round() -> None:
     trained = train_xgboost(simulated_rows(), SIZES, SMALL)
-    assert trained.best_round == int(np.argmax(trained.validation_auc)) + 1
+    assert trained.best_round == int(np.argmax(trained.validation_metric)) + 1
     assert trained.booster.num_boosted_rounds() == trained.best_round
-    assert len(trained.validation_auc) == trained.best_round + 5 < 60
+    assert len(trained.validation_metric) == trained.best_round + 5 < 60
 
 
 def test_the_best_setting_grows_on_where_a_trial_ended_it() -> None:
@@ -51,7 +54,7 @@ def test_the_best_setting_grows_on_where_a_trial_ended_it() -> None:
     ]
     assert told[2].changes["num_boost_round"] == tuned.config.num_boost_round == 12
     assert tuned.best_round > 3
-    assert tuned.best_auc > max(trial.validation_auc for trial in told[:2])
+    assert tuned.best_metric > max(trial.validation_metric for trial in told[:2])
 
 
 def test_a_setting_that_ended_by_itself_is_not_grown_again() -> None:
@@ -80,3 +83,38 @@ def test_untrainable_rows_are_refused() -> None:
     labels = np.where(rows.split == TRAIN, np.float32(1), rows.labels)
     with pytest.raises(TrainingError, match="'train' has only one class"):
         train_xgboost(TrainingRows(labels, rows.split, rows.bags), SIZES, SMALL)
+
+
+def test_the_metric_named_is_measured_on_the_validation_rows() -> None:
+    validation = simulated_rows().subset(VALIDATION)
+    for metric in ("average_precision", PrecisionAt(precision_at=0.1)):
+        trained = train_xgboost(simulated_rows(), SIZES, replace(SMALL, metric=metric))
+        found = trained.booster.predict(xgboost.DMatrix(count_matrix(validation.bags, SIZES)))
+        assert trained.best_metric == pytest.approx(measure(metric, validation.labels, found))
+        assert trained.best_metric == max(trained.validation_metric)
+
+
+@pytest.mark.parametrize(("sign", "learns"), [(1, True), (-1, False)])
+def test_a_column_may_be_held_to_one_direction(sign: int, learns: bool) -> None:
+    """The more often a row holds app 2, the likelier a positive."""
+    times = np.tile([1, 2, 3, 4], 150)
+    labels = (np.random.default_rng(0).random(600) < times / 5).astype(np.float32)
+    split = np.arange(600) % 3
+    rows = TrainingRows(labels, split.astype(np.int8), {"apps": Ragged.from_lists([[2] * n for n in times])})
+    config = replace(SMALL, monotone_constraints=((2, sign),))
+    trained = train_xgboost(rows, {"apps": 3}, config)
+    scores = trained.booster.inplace_predict(
+        count_matrix({"apps": Ragged.from_lists([[2], [2] * 4])}, {"apps": 3})
+    )
+    assert (scores[1] > scores[0]) is np.bool_(learns)
+
+
+@pytest.mark.parametrize("constraint", [(10, 1), (-1, 1), (0, 2)])
+def test_a_constraint_of_no_column_or_no_direction_is_refused(constraint: tuple[int, int]) -> None:
+    with pytest.raises(TrainingError, match=r"(?s)cannot be constrained.*a column from 0 to 9, and 1 or -1"):
+        train_xgboost(simulated_rows(), SIZES, replace(SMALL, monotone_constraints=(constraint,)))
+
+
+def test_both_shallow_and_deep_trees_are_tried_within_the_budget() -> None:
+    tried = [trial.get("max_depth", XGBoostConfig().max_depth) for trial in TRIALS[:XGBOOST_TRIALS]]
+    assert sorted(tried) == [2, 3, 4, 6, 8, 10]

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
+from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 from pipelines.steps.config.problems import problem
 from pipelines.steps.config.signals import EventCondition
 from pipelines.steps.config.values import (
@@ -63,7 +64,7 @@ class Training(Section):
     Attributes:
         seed: Of the split, the initial weights and the order of rows.
         max_epochs: Passes over the training rows at most.
-        patience: Stop after so many passes without a better validation AUC.
+        patience: Stop after so many passes without a better validation metric.
         promotion_fraction: Share of devices that only decide whether a new champion serves. The same devices
             whatever the seed, so that the former champion has not seen them either.
         validation_fraction: Share of the other devices that stops, tunes, calibrates and chooses.
@@ -182,6 +183,8 @@ class Audience(Section):
         as_of_days: The days to train on; each must lie early enough for its horizon to be over. A day may be
             written as `first_day + 59`, so many days after events.first_day of fields.yaml. One a week over
             all history where the key is left out.
+        metric: By what models are stopped, tuned and chosen: `auc`, `average_precision`, the mean of both
+            (`auc_and_average_precision`), or `precision_at:` and the share of devices that is delivered.
         training: How the network is trained.
         segments: What to cut from the scored devices.
         deliver_days_without_events: Whether a day on which no event was accepted is delivered all the same,
@@ -196,6 +199,7 @@ class Audience(Section):
     label: Label
     horizon_days: int = Field(ge=1, le=365)
     as_of_days: AsOfDays = EVERY_WEEK
+    metric: Metric = DEFAULT_METRIC
     training: Training = Field(default_factory=Training)
     segments: OneOrMore[SegmentSpec]
     deliver_days_without_events: bool = False

@@ -20,7 +20,7 @@ _MAX_SHOWN_CHARACTERS = 200
 
 # Steps of a pydantic location that are no keys of the file: the branch of a union, and the mark that a
 # key is wrong and not its value.
-_FORM_TAGS = frozenset({"days", "rolling"})
+_FORM_TAGS = frozenset({"days", "rolling", "metric_name", "metric_of_share"})
 _KEY_IS_WRONG = "[key]"
 
 

@@ -41,6 +41,12 @@ class BlendedModel:
         return json.dumps(versions, indent=1).encode()
 
 
+def member_versions(bundle: Path) -> list[str]:
+    """Versions of the bundles that a blend's holds; none of another model's."""
+    members = bundle / BlendedModel.weights_file
+    return list(json.loads(members.read_bytes()).values()) if members.exists() else []
+
+
 class BlendScorer:
     """Scores with every member; each row's value depends on that row alone, because each member's does."""
 

@@ -4,10 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
+from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 
 Pooling = Literal["mean", "sqrt_n"]
 MIN_STEPS = 40
 """Steps an epoch should have: fewer rows than that many batches are taken in smaller ones."""
+
+FEW_DEVICES = 5_000
+"""Devices of an as-of day below which more weight decay is worth a try."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class DnnConfig:
         ema_decay: Decay of the exponential moving average of the weights, which is what is validated and
             kept; 0 keeps the weights themselves.
         max_epochs: Epochs at most.
-        patience: Epochs without gain in validation AUC after which training stops.
+        metric: Of the VALIDATION rows; it decides which epoch is kept.
+        patience: Epochs without gain in it after which training stops.
         batch_rows: Rows per step; None: 512, or as few as 32 where that leaves fewer than 40 steps an epoch.
         learning_rate: AdamW's step.
         weight_decay: AdamW's decoupled decay, on every parameter.
@@ -58,6 +63,7 @@ class DnnConfig:
     members: int = 3
     ema_decay: float = 0.99
     max_epochs: int = MAX_EPOCHS
+    metric: Metric = DEFAULT_METRIC
     patience: int = PATIENCE
     batch_rows: int | None = None
     learning_rate: float = 1e-3
@@ -99,3 +105,17 @@ class DnnConfig:
             "token_weights": self.token_weights,
             "members": self.members,
         }
+
+
+def weight_decays(devices: float) -> tuple[float, ...]:
+    """Weight decays to try, where a run trains on so few devices that validation had better choose.
+
+    With 2,000 devices a day, seen on eight as-of days, the strong one gained .003 of AUC and .007 of average
+    precision on a later day inside training (a shop's and two of a grocer's audiences); on 2,500 users seen
+    once it lost .002. Smaller layers, more dropout and more members changed nothing beyond chance.
+
+    Args:
+        devices: Of an as-of day, on average: more of its days make no more devices.
+    """
+    usual = DnnConfig.weight_decay
+    return (usual, 2.0) if devices < FEW_DEVICES else (usual,)

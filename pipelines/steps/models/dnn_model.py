@@ -182,13 +182,17 @@ class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.dev
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One point of the training curves; losses are mean binary cross-entropy, in nats."""
+    """One point of the training curves; losses are mean binary cross-entropy, in nats.
+
+    The config's metric decides which one is the best.
+    """
 
     member: int
     epoch: int
     train_loss: float
     validation_loss: float
     validation_auc: float
+    validation_metric: float
     best_so_far: bool
 
     def __str__(self) -> str:
@@ -214,6 +218,16 @@ class TrainedDnn:
     config: DnnConfig
     curves: tuple[EpochReport, ...]
     best_epochs: tuple[int, ...]
+
+    @property
+    def best_metric(self) -> float:
+        """The validation metric of the epochs kept, a mean over the members."""
+        found = [
+            report.validation_metric
+            for report in self.curves
+            if report.epoch == self.best_epochs[report.member - 1]
+        ]
+        return sum(found) / len(found)
 
     engine = "torch"
     weights_file = TORCH_WEIGHTS

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of, torch_threads
 from pipelines.steps.models.embedding_init import correspondence_embeddings
 from pipelines.steps.models.metrics import compute_metrics
+from pipelines.steps.models.ranking import measure
 from pipelines.steps.progress import Work, beating
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,34 @@ def train_dnn(
         tuple(report for run in runs for report in run.curve),
         tuple(run.best_epoch for run in runs),
     )
+
+
+def tune_dnn(
+    rows: TrainingRows | TrainingFiles,
+    vocabulary_sizes: Mapping[str, int],
+    config: DnnConfig,
+    weight_decays: Sequence[float],
+    progress: Callable[[EpochReport], None] = lambda _: None,
+    *,
+    checkpoint: Path | None = None,
+) -> TrainedDnn:
+    """Trains with each weight decay, keeps the networks that rank the VALIDATION rows best.
+
+    Args:
+        rows: As for `train_dnn`.
+        vocabulary_sizes: As there.
+        config: What each decay changes.
+        weight_decays: One is no tuning; the first of equals is kept.
+        progress: As there.
+        checkpoint: As there, of the training under way: a killed run repeats those that were done before.
+    """
+    tried = []
+    for decay in weight_decays:
+        own = replace(config, weight_decay=decay)
+        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=checkpoint)
+        logger.info("weight decay %g: validation %s %.4f", decay, config.metric, trained.best_metric)
+        tried.append(trained)
+    return max(tried, key=lambda trained: trained.best_metric)
 
 
 def _splits(rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, int]) -> tuple[Rows, Rows]:
@@ -185,12 +214,13 @@ class _MemberRun:
         self.steps = 0
         self.averaged = _copy_state(self.network)
         self.curve: list[EpochReport] = []
-        self.best_auc, self.best_epoch, self.best_state = -math.inf, 0, _copy_state(self.network)
+        self.best_metric, self.best_epoch, self.best_state = -math.inf, 0, _copy_state(self.network)
         if self.ranks.size > 1:
             torch.manual_seed(seed + SEEDS_APART * SEEDS_APART * (1 + self.ranks.rank))  # of dropout
 
     def __str__(self) -> str:
-        return f"{len(self.curve)} epochs, validation AUC {self.best_auc:.4f} in epoch {self.best_epoch}"
+        best = f"{self.config.metric} {self.best_metric:.4f} in epoch {self.best_epoch}"
+        return f"{len(self.curve)} epochs, validation {best}"
 
     def last_report(self) -> str:
         """The newest point of its curve, for the log."""
@@ -203,13 +233,15 @@ class _MemberRun:
 
     def epoch(self, train: Rows, validation: Rows) -> EpochReport:
         train_loss = self._pass(train)
-        metrics = compute_metrics(validation.labels, self._probabilities(validation))
+        labels, probabilities = validation.labels, self._probabilities(validation)
+        metrics = compute_metrics(labels, probabilities)
+        found = measure(self.config.metric, labels, probabilities)
         number = len(self.curve) + 1
-        gained = metrics.auc > self.best_auc
+        gained = found > self.best_metric
         if gained:
-            self.best_auc, self.best_epoch = metrics.auc, number
+            self.best_metric, self.best_epoch = found, number
             self.best_state = {name: tensor.clone() for name, tensor in self._kept().items()}
-        report = EpochReport(self.member, number, train_loss, metrics.log_loss, metrics.auc, gained)
+        report = EpochReport(self.member, number, train_loss, metrics.log_loss, metrics.auc, found, gained)
         self.curve.append(report)
         return report
 
@@ -276,7 +308,7 @@ class _MemberRun:
             return
         state: dict[str, Any] = {
             "curve": [asdict(report) for report in self.curve],
-            "best": (self.best_auc, self.best_epoch, self.best_state),
+            "best": (self.best_metric, self.best_epoch, self.best_state),
         }
         if not self.finished:
             state |= {
@@ -313,7 +345,7 @@ class _MemberRun:
 
     def _take_up(self, state: State) -> None:
         self.curve = [EpochReport(**report) for report in state["curve"]]
-        self.best_auc, self.best_epoch, best = state["best"]
+        self.best_metric, self.best_epoch, best = state["best"]
         self.best_state = self._restored(best)
         if self.finished:
             return

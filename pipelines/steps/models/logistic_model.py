@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import count_matrix
 from pipelines.steps.features.token_weights import EVENTS
@@ -27,6 +28,7 @@ from pipelines.steps.labels.training_rows import (
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.models.dnn_batches import Bags
+from pipelines.steps.models.ranking import measure
 from pipelines.steps.progress import Work, beating
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class LogisticConfig:
 
     Attributes:
         C: The values tried, ascending, of the sum of losses' weight against half the squared weights;
-            validation AUC chooses, the smaller C on a tie.
+            the validation metric chooses, the smaller C on a tie.
+        metric: Of the VALIDATION rows.
         max_iter: L-BFGS iterations at most, for each C.
         tol: L-BFGS stops below this gradient of the mean loss. At 1e-4 the AUC still moved by 2e-4 with the
             starting point; at 1e-5 by 1e-4.
@@ -70,6 +73,7 @@ class LogisticConfig:
     """
 
     C: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    metric: Metric = DEFAULT_METRIC
     max_iter: int = 1_000
     tol: float = 1e-5
     threads: int = 1
@@ -83,13 +87,13 @@ class TrainedLogistic:
         state: Parameter name → float32 tensor, of a `LogisticNet`.
         config: What it was fitted with.
         chosen_c: The C whose fit this is.
-        validation_auc: C → validation AUC, for every C tried.
+        validation_metric: C → the validation metric, for every C tried.
     """
 
     state: Mapping[str, Tensor]
     config: LogisticConfig
     chosen_c: float
-    validation_auc: Mapping[float, float]
+    validation_metric: Mapping[float, float]
 
     engine = "torch"
     weights_file = TORCH_WEIGHTS
@@ -122,7 +126,7 @@ def train_logistic(
     Raises:
         TrainingError: The rows are not trainable, there is no C to try, or a fit diverged.
     """
-    from sklearn.metrics import roc_auc_score  # training only: executors that score do without
+    # training only: executors that score do without
     from threadpoolctl import threadpool_limits
 
     check_trainable(rows, splits=(TRAIN, VALIDATION))
@@ -131,7 +135,7 @@ def train_logistic(
     train_counts = count_matrix(train.bags, vocabulary_sizes).astype(np.float64)
     validation_counts = count_matrix(validation.bags, vocabulary_sizes).astype(np.float64)
 
-    aucs: dict[float, float] = {}
+    tried: dict[float, float] = {}
     best: tuple[float, np.ndarray, float] | None = None
     for c in config.C:
         with beating(Work(f"fitting logistic regression with C = {c}")), threadpool_limits(config.threads):
@@ -144,8 +148,8 @@ def train_logistic(
                 expected="finite weights",
                 remedy="try smaller values of C only",
             )
-        aucs[c] = float(roc_auc_score(validation.labels, logits))
-        if best is None or aucs[c] > aucs[best[0]]:
+        tried[c] = measure(config.metric, validation.labels, logits)
+        if best is None or tried[c] > tried[best[0]]:
             best = (c, weights, bias)
     if best is None:
         raise TrainingError(
@@ -155,12 +159,14 @@ def train_logistic(
             remedy="name values in C",
         )
     chosen_c, coefficients, intercept = best
-    logger.info("C = %s is the best of %d: validation AUC %.4f", chosen_c, len(aucs), aucs[chosen_c])
+    logger.info(
+        "C = %s is the best of %d: validation %s %.4f", chosen_c, len(tried), config.metric, tried[chosen_c]
+    )
     state = {
         "weights": torch.from_numpy(coefficients.astype(np.float32)).unsqueeze(1),
         "bias": torch.tensor([intercept], dtype=torch.float32),
     }
-    return TrainedLogistic(state, config, chosen_c, aucs)
+    return TrainedLogistic(state, config, chosen_c, tried)
 
 
 def _fit(

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from sklearn.metrics import average_precision_score, log_loss, precision_recall_curve, roc_auc_score
 
+from pipelines.steps.config.metric import Metric
 from pipelines.steps.errors import DataError, TrainingError
+from pipelines.steps.models.ranking import Ranking
 
 RESAMPLES = 500
 """Bootstrap resamples."""
@@ -145,11 +147,10 @@ def measure_auc(
         resamples: Of the devices, with replacement.
         seed: Of the resamples.
     """
-    labels, probabilities = _checked(labels, probabilities)
-    auc = _WeightedAuc(labels, probabilities)
-    drawn = [auc(weights) for weights in _resampled(len(labels), devices, resamples, seed)]
+    ranking = Ranking(*_checked(labels, probabilities))
+    drawn = [ranking.measure("auc", weights) for weights in _resampled(len(labels), devices, resamples, seed)]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])  # a resample of one class has no AUC
-    return Interval(auc(np.ones(len(labels))), float(low), float(high))
+    return Interval(ranking.measure("auc"), float(low), float(high))
 
 
 def compare_auc(
@@ -161,9 +162,24 @@ def compare_auc(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """AUC of one model minus another's, by a paired bootstrap: both are measured on each resample.
+    """AUC of one model minus another's, by a paired bootstrap; see `compare`."""
+    return compare("auc", labels, probabilities, others, devices=devices, resamples=resamples, seed=seed)
+
+
+def compare(
+    metric: Metric,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    others: np.ndarray,
+    *,
+    devices: np.ndarray | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """One model's figure minus another's, by a paired bootstrap: both are measured on each resample.
 
     Args:
+        metric: The figure.
         labels: [rows], 0 or 1.
         probabilities: [rows], the one model's.
         others: [rows], the other's.
@@ -173,12 +189,11 @@ def compare_auc(
     """
     labels, probabilities = _checked(labels, probabilities)
     _, others = _checked(labels, others)
-    first, second = _WeightedAuc(labels, probabilities), _WeightedAuc(labels, others)
+    first, second = Ranking(labels, probabilities), Ranking(labels, others)
     drawn = _resampled(len(labels), devices, resamples, seed)
-    differences = [first(weights) - second(weights) for weights in drawn]
-    low, high = np.nanpercentile(differences, [2.5, 97.5])  # a resample of one class has no AUC
-    everything = np.ones(len(labels))
-    return Difference(first(everything) - second(everything), float(low), float(high))
+    differences = [first.measure(metric, weights) - second.measure(metric, weights) for weights in drawn]
+    low, high = np.nanpercentile(differences, [2.5, 97.5])  # a resample of one class has no figure
+    return Difference(first.measure(metric) - second.measure(metric), float(low), float(high))
 
 
 def _resampled(rows: int, devices: np.ndarray | None, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -188,24 +203,6 @@ def _resampled(rows: int, devices: np.ndarray | None, resamples: int, seed: int)
     for _ in range(resamples):
         weights = np.bincount(random.integers(0, count, count), minlength=count)
         yield weights if devices is None else weights[devices]
-
-
-class _WeightedAuc:
-    """AUC of rows that count several times, without sorting them again: O(rows) a resample."""
-
-    def __init__(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        self._order = np.argsort(probabilities, kind="stable")
-        ranked = probabilities[self._order]
-        self._positive = labels[self._order] == 1
-        self._starts = np.concatenate([[0], np.flatnonzero(np.diff(ranked)) + 1])
-
-    def __call__(self, weights: np.ndarray) -> float:
-        ranked = weights[self._order].astype(np.float64)
-        positives = np.add.reduceat(np.where(self._positive, ranked, 0.0), self._starts)
-        negatives = np.add.reduceat(np.where(self._positive, 0.0, ranked), self._starts)
-        below = np.cumsum(negatives) - negatives / 2  # of equal scores, half count as below
-        pairs = positives.sum() * negatives.sum()
-        return float((positives * below).sum() / pairs) if pairs else float("nan")
 
 
 def _calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -13,14 +13,15 @@ from pipelines.steps.labels.training_rows import OUT_OF_TIME, TEST, VALIDATION, 
 from pipelines.steps.models.blend_model import BlendedModel, mean_in_logits
 from pipelines.steps.models.bundle import Scorer, TrainedModel, write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
-from pipelines.steps.models.calibration import Calibration, correct_for_sampling, fit_calibration
+from pipelines.steps.models.calibration import Calibration, correct_for_sampling
+from pipelines.steps.models.calibration_fit import fit_calibration
 from pipelines.steps.models.metrics import Metrics, Threshold, compute_metrics, threshold_for_precision
 
 CODE_VERSION = "3"
 """Raised when the same rows and settings would train another model."""
 CANDIDATES = ("dnn", "xgboost", "logistic")
 BLEND = "blend"
-"""The mean of all candidates' logits."""
+"""The mean of some candidates' logits."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Scores:
     @classmethod
     def of(cls, scorer: Scorer, rows: TrainingRows) -> "Scores":
         """What a model gives the rows of these splits."""
-        later = rows.subset(OUT_OF_TIME)
-        found = [scorer.score(rows.subset(split).bags) for split in (VALIDATION, TEST)]
-        return cls(*found, scorer.score(later.bags)) if later.rows else cls(*found)
+        validation, test, later = (rows.subset(split) for split in (VALIDATION, TEST, OUT_OF_TIME))
+        out_of_time = scorer.score(later.bags) if later.rows else np.empty(0, dtype=np.float32)
+        return cls(scorer.score(validation.bags), scorer.score(test.bags), out_of_time)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def measure_candidate(
     *,
     negatives_kept: float = 1.0,
     scores: Scores | None = None,
+    devices: np.ndarray | None = None,
 ) -> Candidate:
     """Calibrates a model on the VALIDATION rows and measures it, by the probabilities that its bundle gives.
 
@@ -103,11 +105,13 @@ def measure_candidate(
         rows: VALIDATION, TEST and OUT_OF_TIME where there is such a day, and maybe others.
         negatives_kept: Share of the TRAIN rows' negatives that the model was trained on.
         scores: What it gives before it is calibrated, where that is known.
+        devices: [VALIDATION rows], whose row it is; None: each is of a device of its own.
     """
     validation, test, later = (rows.subset(split) for split in (VALIDATION, TEST, OUT_OF_TIME))
     plain = scores or _score_plain(trained, vocabulary, rows)
     corrected = correct_for_sampling(plain.validation, negatives_kept)
-    calibration = fit_calibration(validation.labels, corrected).after_sampling(negatives_kept)
+    calibration = fit_calibration(validation.labels, corrected, devices)
+    calibration = calibration.after_sampling(negatives_kept)
     splits = (plain.validation, plain.test, plain.out_of_time)
     calibrated = Scores(*[calibration.apply(probabilities) for probabilities in splits])
     measured = Measured(

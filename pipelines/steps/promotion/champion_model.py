@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import EncodedRows
 from pipelines.steps.features.feature_vocabulary import Vocabulary
@@ -17,11 +18,11 @@ from pipelines.steps.models.bundle import Scorer
 from pipelines.steps.models.metrics import (
     Difference,
     Interval,
-    Metrics,
+    compare,
     compare_auc,
-    compute_metrics,
     measure_auc,
 )
+from pipelines.steps.models.ranking import measure
 from pipelines.steps.promotion.candidate_models import BLEND
 
 CHANCE = 0.5
@@ -37,33 +38,85 @@ SEEN_BY_FORMER = "the former may have been trained on these devices, which favou
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model serves.
+    """Which candidates serve.
 
     Attributes:
-        name: A candidate, or BLEND.
-        best_single: The candidate that ranks the validation rows best.
-        blend_gain: Validation AUC of the blend above that one's.
+        metric: By what they were compared.
+        best: The candidate with the highest figure.
+        figures: Candidate → its figure.
+        behind: Candidate → how far it is behind the best one; nothing of that one.
     """
 
-    name: str
-    best_single: str
-    blend_gain: Difference
+    metric: str
+    best: str
+    figures: Mapping[str, float]
+    behind: Mapping[str, Difference]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The best candidate, and those that are behind it by no more than chance."""
+        return tuple(name for name in self.figures if name == self.best or self.behind[name].low <= 0)
+
+    @property
+    def name(self) -> str:
+        """The one candidate, or BLEND."""
+        return BLEND if len(self.members) > 1 else self.best
+
+    def __str__(self) -> str:
+        others = [f"{name} is behind by {behind}" for name, behind in self.behind.items()]
+        served = f"the mean of {', '.join(self.members)}" if len(self.members) > 1 else self.best
+        return f"{served}; {self.metric}: " + "; ".join(
+            [f"{self.best} is best with {self.figures[self.best]:.4f}", *others]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is recorded of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Choice":
+        behind = {name: Difference(**each) for name, each in plain["behind"].items()}
+        return cls(plain["metric"], plain["best"], plain["figures"], behind)
 
 
-def choose(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], *, seed: int = 0) -> Choice:
-    """The candidate with the highest validation AUC, or the blend where it is better beyond chance.
+def choose(
+    labels: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    metric: Metric = DEFAULT_METRIC,
+    *,
+    devices: np.ndarray | None = None,
+    seed: int = 0,
+) -> Choice:
+    """The candidate that ranks the validation rows best, with all that cannot be told apart from it.
 
-    The blend costs all candidates' time to score, so a gain that could be none is no reason for it.
+    Which of those is ahead on these rows is luck; their mean is mostly better than either, and costs the time
+    of its members alone to score.
 
     Args:
         labels: [rows] of the VALIDATION rows.
-        probabilities: Model → its probabilities [rows], BLEND's among them.
+        probabilities: Candidate → its probabilities [rows].
+        metric: By what they are compared.
+        devices: [rows], whose row it is, from 0; each row is a device of its own where None is given.
         seed: Of the bootstrap.
+
+    Raises:
+        TrainingError: There is no candidate.
     """
-    single = {name: compute_metrics(labels, found) for name, found in probabilities.items() if name != BLEND}
-    best = choose_champion(single)
-    gain = compare_auc(labels, probabilities[BLEND], probabilities[best], seed=seed)
-    return Choice(BLEND if gain.low > 0 else best, best, gain)
+    if not probabilities:
+        raise TrainingError(
+            "there is no candidate for champion",
+            found="no models",
+            expected="at least one measured model",
+            remedy="materialize dnn_model, xgboost_model or logistic_model first",
+        )
+    figures = {name: measure(metric, labels, found) for name, found in probabilities.items()}
+    best = max(figures, key=lambda name: figures[name])  # the first of equals
+    behind = {
+        name: compare(metric, labels, probabilities[best], found, devices=devices, seed=seed)
+        for name, found in probabilities.items()
+        if name != best
+    }
+    return Choice(str(metric), best, figures, behind)
 
 
 @dataclass(frozen=True)
@@ -222,31 +275,3 @@ def decide_promotion(
         former=former.version if former else None,
         former_may_have_seen_rows=former is not None and former.may_have_seen_rows,
     )
-
-
-def choose_champion(validation_metrics_by_model: Mapping[str, Metrics]) -> str:
-    """The model with the highest validation AUC; ties go to average precision, then to the name.
-
-    Raises:
-        TrainingError: There is no candidate, or the candidates were measured on different rows.
-    """
-    if not validation_metrics_by_model:
-        raise TrainingError(
-            "there is no candidate for champion",
-            found="no models",
-            expected="at least one measured model",
-            remedy="materialize dnn_model, xgboost_model or logistic_model first",
-        )
-    measured_on = {name: (m.rows, m.positives) for name, m in validation_metrics_by_model.items()}
-    if len(set(measured_on.values())) > 1:
-        raise TrainingError(
-            "the candidates were measured on different rows",
-            found=measured_on,
-            expected="the same rows and positives for every candidate",
-            remedy="train all candidates on one training_set",
-        )
-    ranked = sorted(
-        validation_metrics_by_model.items(),
-        key=lambda item: (-item[1].auc, -item[1].average_precision, item[0]),
-    )
-    return ranked[0][0]

@@ -14,6 +14,7 @@ from pipelines.steps.models.metrics import Difference, comparison_table
 from pipelines.steps.promotion.candidate_models import Measured
 from pipelines.steps.promotion.champion_model import SEEN_BY_FORMER, Promotion
 from pipelines.steps.promotion.model_report import Later, OperatingPoint, Report
+from pipelines.steps.promotion.promises import measure_promises, top_segments
 
 CARD_FILE = "card.md"
 PLOTS_FILE = "plots.png"
@@ -83,6 +84,7 @@ def make_card(
         ]
     if report.delivered:
         parts += ["## Segments by precision", _delivered(report.delivered)]
+    parts += ["## Promised and happened", _promised(report)]
     parts += _later(report.later, measured)
     parts += [
         "## Lift by tenth of the devices",
@@ -190,7 +192,9 @@ def _later(later: Later | None, measured: Mapping[str, Measured]) -> list[str]:
             f"Of the most probable tenth, {later.top.rows:,} devices, {later.top.rate:.1%} were positive: "
             f"{later.top.lift:.2f} times the rate of all; mean probability {later.top.probability:.4f}."
         )
-    return [*parts, _delivered(later.delivered)] if later.delivered else parts
+    if later.delivered:
+        parts.append(_delivered(later.delivered))
+    return [*parts, "Promised for this day, and happened:", _promised(later)] if later.rows else parts
 
 
 def _delivered(delivered: Mapping[str, OperatingPoint | None]) -> str:
@@ -201,6 +205,16 @@ def _delivered(delivered: Mapping[str, OperatingPoint | None]) -> str:
         else:
             lines.append([segment, f"{found.threshold:.4f}", found.precision, found.recall, found.size])
     return _table(lines, ["segment", "cut", "precision", "recall", "share of devices"])
+
+
+def _promised(found: Report | Later) -> str:
+    cuts = {
+        name: found.probabilities >= np.float32(point.threshold)
+        for name, point in found.delivered.items()
+        if point
+    }
+    segments = {**top_segments(found.probabilities), **cuts}
+    return measure_promises(found.labels, found.probabilities, segments).to_markdown()
 
 
 def _tokens(report: Report) -> list[str]:

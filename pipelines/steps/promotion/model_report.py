@@ -303,19 +303,30 @@ class Later:
 
     Attributes:
         day: The as-of day, ISO.
-        rows: Devices.
-        positives: Of them.
-        probability: Mean, of the model: near positives / rows where the base rate has not moved.
+        labels: float32 [rows].
+        probabilities: float32 [rows].
         delivered: Segment → what its cut delivers; None where no cut reached its precision.
         top: The most probable tenth; None of no devices.
     """
 
     day: str
-    rows: int
-    positives: int
-    probability: float
+    labels: np.ndarray
+    probabilities: np.ndarray
     delivered: Mapping[str, OperatingPoint | None]
     top: Decile | None
+
+    @property
+    def rows(self) -> int:
+        return len(self.labels)
+
+    @property
+    def positives(self) -> int:
+        return int(self.labels.sum())
+
+    @property
+    def probability(self) -> float:
+        """Mean, of the model: near positives / rows where the base rate has not moved."""
+        return float(self.probabilities.mean()) if self.rows else 0.0
 
 
 def report_later(
@@ -332,9 +343,8 @@ def report_later(
     mixed = 0 < labels.sum() < len(labels)
     return Later(
         day,
-        len(labels),
-        int(labels.sum()),
-        float(probabilities.mean()) if len(labels) else 0.0,
+        labels,
+        probabilities,
         at_thresholds(labels, probabilities, thresholds),
         lift_by_decile(labels, probabilities)[0] if mixed else None,
     )
