@@ -204,9 +204,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
 
-    @candidate_asset(
-        "logistic", {"scikitlearn", "pytorch"}, of_user
-    )  # fitted by the one, served by the other
+    # Fitted by the one, served by the other.
+    @candidate_asset("logistic", {"scikitlearn", "pytorch"}, of_user)
     @step_body
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""

@@ -59,7 +59,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault did, and what the runs then may have done.
+    """The deed of a fault, and what the runs then may have done.
 
     Attributes:
         what: What was struck, for people.
@@ -313,7 +313,7 @@ def _damage_lake(scene: Scene) -> Outcome:
 
 
 def _damage_delivery(scene: Scene) -> Outcome:
-    """What lies there already; the run brings equal content or other content."""
+    """Damages a delivery that lies there already; the run brings equal content or other content."""
     driver, _ = scene.drivers.two()
     name = scene.victim(list(scene.places.delivered()))
     damage = list(DAMAGES)[scene.schedule.step % len(DAMAGES)]

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _found(project: Project, directory: Path) -> Iterator[str]:
-    """What a person reads: the project, and what to run first."""
+    """Lines for people: the project, and what to run first."""
     source = project.fields.events
     days = _days_with_events(source)
     first, last = days[0], days[-1]

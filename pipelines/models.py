@@ -132,7 +132,7 @@ def _list(store: ModelStore, options: argparse.Namespace) -> int:
 
 
 def _lines(store: ModelStore, audience: str) -> list[dict[str, Any]]:
-    """What is listed of an audience: what serves, what served, and its candidates, each newest first."""
+    """Models of an audience to list: what serves, what served, and its candidates, each newest first."""
     entries = [
         (place, entry)
         for model in store.models(audience)

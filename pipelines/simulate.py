@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, today: date | None = None) -> i
 
 
 def world_dir() -> Path:
-    """Where audiences/fields.yaml reads the world's events."""
+    """The folder from which audiences/fields.yaml reads the world's events."""
     return Path(os.environ.get("WORLD_DIR") or "data/world")
 
 

@@ -127,7 +127,7 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
         return list(newest.values())
 
     def current(self, audience: str, model: str) -> ModelRecord:
-        """What was recorded last; within a run, what that was when the run first asked, or what it recorded.
+        """The last record; within a run, the last when the run first asked, or the one that it made itself.
 
         Raises:
             BundleError: The audience has no such model.
@@ -137,7 +137,7 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._see(self._newest(audience, model).record)
 
     def find(self, audience: str, model: str = CHAMPION, version: str | None = None) -> ModelRecord:
-        """What is known of a version of a model; of the current one where none is named.
+        """The newest record of a version of a model; of the current one where none is named.
 
         Raises:
             BundleError: No such audience, model or version; says which there are.
@@ -170,7 +170,7 @@ class ModelLog(dg.ConfigurableResource):  # type: ignore[type-arg]
         return record
 
     def _before(self, current: LogEntry) -> LogEntry:
-        """What a rollback returns to: the last entry before with another version."""
+        """The entry that a rollback returns to: the last one before with another version."""
         audience, model, version = current.record.audience, current.record.model, current.record.version
         position = current.position
         while position > 1:

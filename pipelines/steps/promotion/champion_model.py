@@ -153,7 +153,7 @@ class Former:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What was found of a new champion on the promotion rows, and what follows from it.
+    """Findings on a new champion from the promotion rows, and what follows from them.
 
     Attributes:
         rows: Promotion rows.
@@ -215,7 +215,7 @@ class Promotion:
         return f"its AUC on {self.rows} promotion rows ({self.positives} positives) is {self.auc}"
 
     def to_dict(self) -> dict[str, Any]:
-        """What is recorded of the challenger: numbers, texts and the verdict."""
+        """The challenger's record: numbers, texts and the verdict."""
         plain = asdict(self)
         auc, gain = plain.pop("auc") or {}, plain.pop("gain") or {}
         return {
