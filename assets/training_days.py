@@ -40,14 +40,12 @@ CHECKS = [
 
 
 def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    as_of = [audience.model_dump(include={"as_of_days", "horizon_days"}) for audience in project.audiences]
-
     @dg.asset(
         key=KEY,
         deps=["daily_fields", "app_events", *[daily_signals.key_of(signal) for signal in project.signals]],
         group_name="features",
         kinds={"spark", "parquet"},
-        code_version=code_version([token_settings(project.fields, project.declared_signals), as_of]),
+        code_version=code_version(token_settings(project.fields, project.declared_signals)),
         metadata=page("docs/models.md"),
         tags={"stage": "features", **HOLDS_NO_IDS},
         pool=SPARK_POOL,

@@ -152,8 +152,18 @@ class SmallProject:
         """The rows of partitions in one order, lists as tuples, so that frames compare."""
         frame = self.lake.read(spark, table, keys).toPandas()
         for column in frame.select_dtypes("object"):
-            frame[column] = frame[column].map(lambda v: tuple(v) if isinstance(v, np.ndarray | list) else v)
+            frame[column] = frame[column].map(_hashable)
         return frame.sort_values(list(frame.columns)).reset_index(drop=True)
+
+
+def _hashable(value: Any) -> Any:
+    match value:
+        case dict():
+            return tuple((key, _hashable(each)) for key, each in value.items())
+        case np.ndarray() | list() | tuple():
+            return tuple(map(_hashable, value))
+        case _:
+            return value
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def test_a_description_for_programs(place: Place, capsys: pytest.CaptureFixture[
     record = place.candidate("xgboost", 0.0, auc=0.7)
     described = json.loads(said(capsys, "describe", "buyers", "--model", "xgboost", "--json"))
     assert described["properties"] == record.properties
-    assert described["fields"] == [{"name": "apps", "vocabulary_size": 4, "max_length": 3}]
+    assert described["fields"] == [{"name": "apps", "vocabulary_size": 4, "max_length": 3, "weighted": False}]
     assert (described["version"], described["current"], described["intact"]) == (record.version, True, True)
 
 

@@ -198,7 +198,12 @@ def code_versions(project: SmallProject) -> Mapping[str, str | None]:
 
 
 MODELS = ("dnn_model", "xgboost_model", "logistic_model")
-OF_FIELDS = {"feature_tokens", "feature_vocabulary", *(f"{audience}/training_set" for audience in AUDIENCES)}
+OF_FIELDS = {
+    "feature_tokens",
+    "training_days",
+    "feature_vocabulary",
+    *(f"{audience}/training_set" for audience in AUDIENCES),
+}
 
 
 @pytest.mark.parametrize(
