@@ -19,6 +19,7 @@ from resources.snapshots import Partition
 from tests.small_project import (
     AUDIENCES,
     SCORED_DAY,
+    SIGNALS,
     Chain,
     SmallProject,
     day_keys,
@@ -29,14 +30,25 @@ from tests.small_project import (
 )
 
 FIRST, LAST = SCORED_DAY - timedelta(days=1), SCORED_DAY
-DAILY_TABLES = ("app_events", "rejected_events", "daily_fields", "feature_tokens", "predictions", "segments")
-PER_AUDIENCE = {"predictions", "segments"}
+DAILY_TABLES = (
+    "app_events",
+    "rejected_events",
+    "daily_fields",
+    "daily_signals",
+    "feature_tokens",
+    "predictions",
+    "segments",
+)
+WHOSE = {"daily_signals": SIGNALS, "predictions": AUDIENCES, "segments": AUDIENCES}
+"""Table → whose days its partitions are, where there is more than one of a day."""
 
 
 def keys_of_table(table: str, first: date = FIRST, last: date = LAST) -> list[str]:
-    if table in PER_AUDIENCE:
-        return [key for audience in AUDIENCES for key in day_keys(first, last, f"{audience}/")]
-    return day_keys(first, last)
+    return [key for prefix in prefixes(table) for key in day_keys(first, last, prefix)]
+
+
+def prefixes(table: str) -> list[str]:
+    return [f"{name}/" for name in WHOSE.get(table, ())] or [""]
 
 
 def delivered_files(project: SmallProject) -> dict[str, bytes]:
@@ -112,12 +124,10 @@ def test_one_run_over_many_days_equals_a_run_for_each(
 def test_one_run_writes_its_days_in_one_spark_job(
     at_once: SmallProject, day_by_day: SmallProject, table: str
 ) -> None:
-    audiences = [f"{audience}/" for audience in AUDIENCES] if table in PER_AUDIENCE else [""]
-
     def versions(project: SmallProject, prefix: str) -> set[str]:
         return {project.lake.partition(table, key).version for key in day_keys(FIRST, LAST, prefix)}
 
-    for prefix in audiences:
+    for prefix in prefixes(table):
         assert len(versions(at_once, prefix)) == 1
         assert len(versions(day_by_day, prefix)) == len(day_keys(FIRST, LAST))
 
@@ -281,9 +291,11 @@ def test_a_backfill_that_fails_midway_leaves_every_day_readable(
 
     assert not failed.success
     assert "the disk is full" in failures(failed)
-    assert materialized(failed) == {"app_events"}
-    events = {f"{table}/{key}" for table in ("app_events", "rejected_events") for key in keys}
-    assert changed(before, after_failure) == events
+    assert materialized(failed) == {"app_events", *(f"signals/{signal}" for signal in SIGNALS)}
+    written = {f"{table}/{key}" for table in ("app_events", "rejected_events") for key in keys}
+    assert changed(before, after_failure) == written | {
+        f"daily_signals/{s}/{k}" for s in SIGNALS for k in keys
+    }
     pd.testing.assert_frame_equal(rows, chain.project.rows(spark, "daily_fields", keys), check_exact=True)
     assert again.success, failures(again)
     rerun = project.rows(spark, "daily_fields", keys)

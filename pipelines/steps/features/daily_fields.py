@@ -26,6 +26,10 @@ def event_columns(fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec] =
     return list(dict.fromkeys(["device_id", "day", "event_time", *named]))
 
 
+TOTAL = "struct<sum:decimal(38,6),max:decimal(38,6),events:bigint,nonzero:bigint,uncounted:bigint>"
+"""Type of what a device-day says of a measure."""
+
+
 def table_columns(
     fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec] = ()
 ) -> dict[str, TableColumn]:
@@ -61,7 +65,9 @@ def table_columns(
             "int", "UTC hours with an event, hour h as bit h.", from_events("event_time"), Shown.EVERYTHING
         ),
         **{field.name: values(field) for field in fields},
-        **{measure.name: TableColumn(None, f"Amounts of {measure.name} on the day.") for measure in measures},
+        **{
+            measure.name: TableColumn(TOTAL, f"Amounts of {measure.name} on the day.") for measure in measures
+        },
     }
 
 
