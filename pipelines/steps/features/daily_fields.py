@@ -26,7 +26,7 @@ def event_columns(fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec] =
     return list(dict.fromkeys(["device_id", "day", "event_time", *named]))
 
 
-TOTAL = "struct<sum:decimal(38,6),max:decimal(38,6),events:bigint,nonzero:bigint,uncounted:bigint>"
+AMOUNTS = f"struct<sum:{TOTAL},max:{TOTAL},events:bigint,nonzero:bigint,uncounted:bigint>"
 """Type of what a device-day says of a measure."""
 
 
@@ -66,7 +66,8 @@ def table_columns(
         ),
         **{field.name: values(field) for field in fields},
         **{
-            measure.name: TableColumn(TOTAL, f"Amounts of {measure.name} on the day.") for measure in measures
+            measure.name: TableColumn(AMOUNTS, f"Amounts of {measure.name} on the day.")
+            for measure in measures
         },
     }
 
