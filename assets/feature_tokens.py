@@ -36,7 +36,7 @@ from pipelines.steps.features.feature_tokens import (
     table_columns,
     window,
 )
-from pipelines.steps.features.token_fields import behaviour_fields
+from pipelines.steps.features.token_fields import behaviour_fields, told_signals
 from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import (
     Check,
@@ -94,9 +94,9 @@ def blocking_checks() -> list[str]:
 
 
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
-    window_days, signals = project.fields.window_days, _signals(project)
+    window_days, signals = project.fields.window_days, told_signals(project, project.signals)
     # A new audience's days are made when it is trained; nobody else's are stale.
-    shown_settings = token_settings(project.fields, project.declared_signals)
+    shown_settings = token_settings(project.fields, told_signals(project, project.declared_signals))
     keys = {f"{SIGNALS}/{signal.name}": daily_signals.key_of(signal) for signal in signals}
     behaviour = behaviour_fields(project, project.signals)
     table = TableDescription(table_columns(project.fields.fields, window_days, behaviour), keys)
@@ -147,7 +147,11 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
 def make_days(project: Project, spark: Spark, lake: Lake, as_of_days: Sequence[date]) -> Snapshot:
     """Makes the tokens and behaviour of as-of days in one go, whichever asset's run they are made in."""
     fields, window_days = project.fields.fields, project.fields.window_days
-    source, signals, layout = project.fields.events, _signals(project), layout_of(project.fields)
+    source, signals, layout = (
+        project.fields.events,
+        told_signals(project, project.signals),
+        layout_of(project.fields),
+    )
     behaviour, back = behaviour_fields(project, project.signals), _days_read(project)
     needed = DAILY_FORMAT | daily_settings(project.fields) | measure_settings(project.fields)
     days = {str(as_of): keys_of(window(as_of, back, source.first_day)) for as_of in as_of_days}
@@ -198,7 +202,7 @@ def check_days(project: Project, spark: Spark, snapshot: Snapshot) -> Iterator[V
 def days_to_make(project: Project, lake: Lake, as_of_days: Sequence[date]) -> list[date]:
     """The as-of days without tokens, or whose tokens other settings or former versions of their days made."""
     present = set(lake.partition_keys("feature_tokens"))
-    needed = token_settings(project.fields, _signals(project))
+    needed = token_settings(project.fields, told_signals(project, project.signals))
 
     def is_up_to_date(key: str) -> bool:
         if key not in present:
@@ -208,11 +212,6 @@ def days_to_make(project: Project, lake: Lake, as_of_days: Sequence[date]) -> li
         return settings_hold(made_with, needed) and lake.is_made_from_present(partition)
 
     return [day for day in as_of_days if not is_up_to_date(day.isoformat())]
-
-
-def _signals(project: Project) -> list[Signal]:
-    """Those whose past is told."""
-    return [field.signal for field in behaviour_fields(project, project.signals) if field.signal]
 
 
 def _days_read(project: Project) -> int:

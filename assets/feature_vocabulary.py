@@ -18,7 +18,7 @@ from pipelines.steps.features.feature_vocabulary import (
     show_tokens,
     table_columns,
 )
-from pipelines.steps.features.token_fields import names_of, token_fields
+from pipelines.steps.features.token_fields import names_of, token_fields, told_signals
 from pipelines.steps.labels.as_of_days import matured_as_of_days
 from resources.asset_metadata import ROW_COUNT, TableDescription, text_table
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
@@ -55,7 +55,8 @@ CHECKS = [
 
 def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     fields, window_days = token_fields(project), project.fields.window_days
-    names, settings = names_of(fields), token_settings(project.fields, project.signals)
+    names, settings = names_of(fields), token_settings(project.fields, told_signals(project, project.signals))
+    shown_settings = token_settings(project.fields, told_signals(project, project.declared_signals))
     limits = [(field.name, field.min_devices, field.max_vocabulary) for field in project.fields.fields]
 
     @dg.asset(
@@ -63,7 +64,7 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         deps=["training_days", "feature_tokens", "app_events"],
         group_name="features",
         kinds={"spark", "json"},
-        code_version=code_version([token_settings(project.fields, project.declared_signals), limits]),
+        code_version=code_version([shown_settings, limits]),
         metadata={**TableDescription(table_columns(names)).known(), **page("docs/models.md")},
         tags={"stage": "features", **HOLDS_NO_IDS},
         pool=SPARK_POOL,

@@ -17,6 +17,7 @@ from assets.partitions import SPARK_POOL, keys_of
 from pipelines.steps.config.project import Project
 from pipelines.steps.config.settings import code_version, token_settings
 from pipelines.steps.errors import day_ranges
+from pipelines.steps.features.token_fields import told_signals
 from pipelines.steps.labels.as_of_days import matured_as_of_days
 from pipelines.steps.progress import working
 from resources.asset_metadata import data_version, record_made
@@ -45,7 +46,9 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         deps=["daily_fields", "app_events", *[daily_signals.key_of(signal) for signal in project.signals]],
         group_name="features",
         kinds={"spark", "parquet"},
-        code_version=code_version(token_settings(project.fields, project.declared_signals)),
+        code_version=code_version(
+            token_settings(project.fields, told_signals(project, project.declared_signals))
+        ),
         metadata=page("docs/models.md"),
         tags={"stage": "features", **HOLDS_NO_IDS},
         pool=SPARK_POOL,

@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> ModelStore:
 def bundle(bias: float, **properties: Any) -> Callable[[Path], Mapping[str, Any]]:
     """Writes the bundle of a model that gives every device the same probability."""
     state = {"weights": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
-    model = TrainedLogistic(state, LogisticConfig(), chosen_c=1.0, validation_metric={1.0: 0.5})
+    model = TrainedLogistic(state, LogisticConfig(), 1.0, 1.0, validation_metric={(1.0, 1.0): 0.5})
 
     def write(directory: Path) -> Mapping[str, Any]:
         write_bundle(directory, model, VOCABULARY, training_days=["2025-01-31"], code_version="1", metrics={})

@@ -69,7 +69,7 @@ class Place:
     ) -> ModelRecord:
         """Trains a model that gives every device the same probability."""
         state = {"weights": torch.zeros(VOCABULARY.sizes["apps"], 1), "bias": torch.tensor([bias])}
-        trained = TrainedLogistic(state, LogisticConfig(), chosen_c=1.0, validation_metric={1.0: auc})
+        trained = TrainedLogistic(state, LogisticConfig(), 1.0, 1.0, validation_metric={(1.0, 1.0): auc})
         metrics = {"validation": {"auc": auc}} | ({"test": {"auc": test_auc}} if test_auc else {})
 
         def write(directory: Path) -> Mapping[str, Any]:

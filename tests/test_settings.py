@@ -10,6 +10,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from pipelines.steps.config.behaviour import GROUPS
 from pipelines.steps.config.project import load_project
 from pipelines.steps.config.settings import (
     DAILY_FORMAT,
@@ -23,6 +24,7 @@ from pipelines.steps.config.settings import (
     token_settings,
 )
 from pipelines.steps.errors import DataError
+from pipelines.steps.features.token_fields import told_signals
 from tests.small_project import (
     AS_OF_DAYS,
     AUDIENCES,
@@ -57,6 +59,28 @@ def edited(project: SmallProject, directory: Path, **changes: tuple[str, str]) -
 
 
 # --- which keys decide --------------------------------------------------------------------------------
+
+
+def test_features_that_tell_of_no_signal_depend_on_none(written: SmallProject, tmp_path: Path) -> None:
+    groups = ", ".join(GROUPS)
+    bare = edited(
+        written,
+        tmp_path / "bare",
+        fields=("window_days:", f"behaviour: {{without: [{groups}]}}\nwindow_days:"),
+    )
+
+    graph = bare.definitions().resolve_asset_graph()
+    another = edited(bare, tmp_path / "another", car_buyers=("product: car", "product: bike"))
+    before, after = code_versions(bare), code_versions(another)
+
+    tokens = graph.get(dg.AssetKey("feature_tokens"))
+    assert {key.to_user_string() for key in tokens.parent_keys} == {"daily_fields"}
+    project = load_project(bare.audiences_dir)
+    assert told_signals(project, project.signals) == ()
+    assert {name for name in after if after[name] != before[name]} == {
+        "car_buyers/training_set",
+        "signals/car_buyers",
+    }
 
 
 def test_the_settings_of_a_table_are_those_that_decide_on_its_rows(written: SmallProject) -> None:

@@ -98,6 +98,11 @@ def behaviour_fields(project: Project, signals: Sequence[Signal]) -> tuple[Behav
     return (*own, *pasts)
 
 
+def told_signals(project: Project, signals: Sequence[Signal]) -> tuple[Signal, ...]:
+    """Those whose past is told: none where the groups of behaviour that tell of it are left out."""
+    return tuple(field.signal for field in behaviour_fields(project, signals) if field.signal)
+
+
 def token_fields(project: Project) -> tuple[TokenField, ...]:
     """All fields of `feature_tokens`, in order."""
     return (*project.fields.fields, *behaviour_fields(project, project.signals))

@@ -7,6 +7,7 @@ codes are fitted as steps from code to code, and stored summed up: a weight per 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.steps.config.behaviour_names import is_behaviour
 from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import count_matrix
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 logger = logging.getLogger(__name__)
+PATIENCE = 2
+"""Values of C in a row, each worse than the one before, after which no greater one is tried."""
 
 
 class LogisticNet(nn.Module):
@@ -64,6 +68,8 @@ class LogisticConfig:
     Attributes:
         C: The values tried, ascending, of the sum of losses' weight against half the squared weights;
             the validation metric chooses, the smaller C on a tie.
+        token_penalty: The penalties tried of a token's squared weight, in that of a step of behaviour
+            (glmnet's `penalty.factor`); where no field tells of behaviour, nothing is tried but 1.
         metric: Of the VALIDATION rows.
         max_iter: L-BFGS iterations at most, for each C.
         tol: L-BFGS stops below this gradient of the mean loss. At 1e-4 the AUC still moved by 2e-4 with the
@@ -72,7 +78,8 @@ class LogisticConfig:
             shared cores: 3 s with one thread, 32 s with two).
     """
 
-    C: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    C: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    token_penalty: tuple[float, ...] = (1.0, 10.0, 100.0)
     metric: Metric = DEFAULT_METRIC
     max_iter: int = 1_000
     tol: float = 1e-5
@@ -87,13 +94,15 @@ class TrainedLogistic:
         state: Parameter name → float32 tensor, of a `LogisticNet`.
         config: What it was fitted with.
         chosen_c: The C whose fit this is.
-        validation_metric: C → the validation metric, for every C tried.
+        chosen_token_penalty: The penalty of tokens whose fit this is.
+        validation_metric: C and penalty of tokens → the validation metric, for all tried.
     """
 
     state: Mapping[str, Tensor]
     config: LogisticConfig
     chosen_c: float
-    validation_metric: Mapping[float, float]
+    chosen_token_penalty: float
+    validation_metric: Mapping[tuple[float, float], float]
 
     engine = "torch"
     weights_file = TORCH_WEIGHTS
@@ -115,7 +124,7 @@ def train_logistic(
     config: LogisticConfig,
     columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedLogistic:
-    """Fits on the TRAIN rows for each C, keeps the one that ranks the VALIDATION rows best.
+    """Fits on the TRAIN rows for each setting, keeps the one that ranks the VALIDATION rows best.
 
     Args:
         rows: All splits; TEST is never read.
@@ -135,22 +144,31 @@ def train_logistic(
     train_counts = count_matrix(train.bags, vocabulary_sizes).astype(np.float64)
     validation_counts = count_matrix(validation.bags, vocabulary_sizes).astype(np.float64)
 
-    tried: dict[float, float] = {}
-    best: tuple[float, np.ndarray, float] | None = None
-    for c in config.C:
-        with beating(Work(f"fitting logistic regression with C = {c}")), threadpool_limits(config.threads):
-            weights, bias = _fit(train_counts, train.labels, columns, c, config)
-        logits = validation_counts @ weights + bias
-        if not np.isfinite(logits).all():
-            raise TrainingError(
-                f"logistic regression diverged at C = {c}",
-                found="weights that are not finite",
-                expected="finite weights",
-                remedy="try smaller values of C only",
-            )
-        tried[c] = measure(config.metric, validation.labels, logits)
-        if best is None or tried[c] > tried[best[0]]:
-            best = (c, weights, bias)
+    tried: dict[tuple[float, float], float] = {}
+    best: tuple[tuple[float, float], np.ndarray, float] | None = None
+    for penalty in config.token_penalty if columns is not None else (1.0,):
+        scaled = None if columns is None else _penalized(columns, vocabulary_sizes, penalty)
+        parameters = None  # each fit begins where the one of the C before ended
+        for c in config.C:
+            with (
+                beating(Work(f"fitting logistic regression with C = {c}, tokens penalized by {penalty:g}")),
+                threadpool_limits(config.threads),
+            ):
+                parameters = _fit(train_counts, train.labels, scaled, c, config, parameters)
+            weights, bias = parameters[:-1] if scaled is None else scaled @ parameters[:-1], parameters[-1]
+            logits = validation_counts @ weights + bias
+            if not np.isfinite(logits).all():
+                raise TrainingError(
+                    f"logistic regression diverged at C = {c}",
+                    found="weights that are not finite",
+                    expected="finite weights",
+                    remedy="try smaller values of C only",
+                )
+            tried[c, penalty] = measure(config.metric, validation.labels, logits)
+            if best is None or tried[c, penalty] > tried[best[0]]:
+                best = ((c, penalty), weights, float(bias))
+            if _is_past_its_best([tried[known, penalty] for known in config.C if (known, penalty) in tried]):
+                break
     if best is None:
         raise TrainingError(
             "logistic regression has no C to try",
@@ -158,15 +176,20 @@ def train_logistic(
             expected="at least one positive number",
             remedy="name values in C",
         )
-    chosen_c, coefficients, intercept = best
+    (chosen_c, chosen_penalty), coefficients, intercept = best
     logger.info(
-        "C = %s is the best of %d: validation %s %.4f", chosen_c, len(tried), config.metric, tried[chosen_c]
+        "C = %s with tokens penalized by %g is the best of %d: validation %s %.4f",
+        chosen_c,
+        chosen_penalty,
+        len(tried),
+        config.metric,
+        tried[chosen_c, chosen_penalty],
     )
     state = {
         "weights": torch.from_numpy(coefficients.astype(np.float32)).unsqueeze(1),
         "bias": torch.tensor([intercept], dtype=torch.float32),
     }
-    return TrainedLogistic(state, config, chosen_c, tried)
+    return TrainedLogistic(state, config, chosen_c, chosen_penalty, tried)
 
 
 def _fit(
@@ -175,8 +198,9 @@ def _fit(
     columns: "sparse.csr_matrix | None",
     c: float,
     config: LogisticConfig,
-) -> tuple[np.ndarray, float]:
-    """A weight per id, and the bias.
+    start: np.ndarray | None,
+) -> np.ndarray:
+    """A weight per column, and the bias last.
 
     The columns are never made for the rows: a row holds hundreds of them where it has tens of ids.
     """
@@ -198,6 +222,20 @@ def _fit(
         return value / rows, np.append(gradient + own / c, errors.sum()) / rows
 
     options = {"maxiter": config.max_iter, "gtol": config.tol, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
-    found = minimize(loss, np.zeros(width + 1), jac=True, method="L-BFGS-B", options=options).x
-    own = found[:-1]
-    return (own if steps is None else steps @ own), float(found[-1])
+    begin = np.zeros(width + 1) if start is None else start
+    return np.asarray(minimize(loss, begin, jac=True, method="L-BFGS-B", options=options).x)
+
+
+def _penalized(
+    columns: "sparse.csr_matrix", vocabulary_sizes: Mapping[str, int], penalty: float
+) -> "sparse.csr_matrix":
+    """The columns, those of tokens so small that a token's squared weight costs `penalty` times as much."""
+    from scipy import sparse
+
+    behaves = np.concatenate([np.full(size, is_behaviour(name)) for name, size in vocabulary_sizes.items()])
+    return (sparse.diags(np.where(behaves, 1.0, penalty**-0.5)) @ columns).tocsr()
+
+
+def _is_past_its_best(path: Sequence[float]) -> bool:
+    """Whether a metric has fallen at each of the last PATIENCE steps of a path."""
+    return len(path) > PATIENCE and all(later < earlier for earlier, later in pairwise(path[-PATIENCE - 1 :]))
