@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 logger = logging.getLogger(__name__)
-METRIC = "metric"
-"""The name that XGBoost knows the metric by."""
+METRIC, LOSS = "metric", "logloss"
+"""The names that XGBoost knows the metric and the loss by."""
 XGBOOST_ARCHITECTURES = ("boosted_trees",)
 """The trees carry their own shape, so there is nothing to build."""
 
@@ -42,11 +42,14 @@ class XGBoostConfig:
 
     Attributes:
         num_boost_round: Trees at most; of a trial, when tuned.
-        metric: Of the VALIDATION rows; it ends the growing and chooses among the trials.
-        patience: Trees without gain in it after which growing stops.
+        metric: Of the VALIDATION rows; it chooses among the trials.
+        patience: Trees without gain in the log-loss of the VALIDATION rows after which growing stops. With
+            few positives a metric of ranks is best by luck after a handful of trees: on 4% of 1,600 rows, AUC
+            stopped at 7 of them, which cost .01 AUC and .06 average precision on a later day.
         learning_rate: Weight of each new tree.
         max_depth: Depth of a tree.
-        min_child_weight: Hessian that a leaf needs; keeps leaves off single rare rows.
+        min_child_weight: Hessian that a leaf needs where half of the rows are positive, and in proportion
+            to p(1 - p) elsewhere, so that it stays a number of rows; keeps leaves off single rare rows.
         reg_lambda: L2 regularization of the leaves' weights.
         subsample: Share of the rows each tree sees.
         colsample_bytree: Share of the tokens each tree sees.
@@ -79,12 +82,14 @@ class TrainedXGBoost:
         booster: The trees, cut after the best round.
         config: What they were grown with.
         validation_metric: The config's metric after each round, the ones cut off included.
-        best_round: Number of trees kept.
+        validation_loss: The log-loss likewise.
+        best_round: Number of trees kept, those with the lowest log-loss.
     """
 
     booster: xgboost.Booster
     config: XGBoostConfig
     validation_metric: tuple[float, ...]
+    validation_loss: tuple[float, ...]
     best_round: int
 
     engine = "xgboost"
@@ -116,14 +121,19 @@ class TrainedXGBoost:
         return bytes(self.booster.save_raw(raw_format="ubj"))
 
 
-PASSED_THROUGH = (
-    "learning_rate", "max_depth", "min_child_weight", "reg_lambda", "subsample", "colsample_bytree", "seed"
-)  # fmt: skip
+PASSED_THROUGH = ("learning_rate", "max_depth", "reg_lambda", "subsample", "colsample_bytree", "seed")
 """The settings that are XGBoost's own parameters."""
 TRIALS: tuple[Mapping[str, Any], ...] = (
     {},
     {"max_depth": 10, "min_child_weight": 5.0},
-    {"max_depth": 4, "learning_rate": 0.04, "min_child_weight": 40.0, "reg_lambda": 10.0},
+    {
+        "max_depth": 5,
+        "learning_rate": 0.03,
+        "min_child_weight": 30.0,
+        "reg_lambda": 10.0,
+        "subsample": 0.6,
+        "colsample_bytree": 0.2,
+    },
     {"max_depth": 8, "min_child_weight": 5.0, "reg_lambda": 5.0, "colsample_bytree": 0.6},
     {
         "max_depth": 3,
@@ -215,7 +225,7 @@ def train_xgboost(
     config: XGBoostConfig,
     columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedXGBoost:
-    """Grows trees on the TRAIN rows until the VALIDATION rows are ranked no better.
+    """Grows trees on the TRAIN rows until the log-loss of the VALIDATION rows falls no further.
 
     Args:
         rows: All splits; TEST is never read.
@@ -232,18 +242,18 @@ def train_xgboost(
     curves: dict[str, dict[str, list[float]]] = {}
     matrix = _matrix(train, vocabulary_sizes, config, columns)
     grown = xgboost.train(
-        _parameters(config, matrix.num_col()),
+        _parameters(config, matrix.num_col(), float(train.labels.mean())),
         matrix,
         num_boost_round=config.num_boost_round,
         evals=[(_matrix(validation, vocabulary_sizes, config, columns), "validation")],
         custom_metric=_metric_of(config.metric),
-        maximize=True,
-        early_stopping_rounds=config.patience,
+        callbacks=[xgboost.callback.EarlyStopping(rounds=config.patience, metric_name=LOSS, maximize=False)],
         evals_result=curves,
         verbose_eval=False,
     )
     best_round = grown.best_iteration + 1
-    return TrainedXGBoost(grown[:best_round], config, tuple(curves["validation"][METRIC]), best_round)
+    told = curves["validation"]
+    return TrainedXGBoost(grown[:best_round], config, tuple(told[METRIC]), tuple(told[LOSS]), best_round)
 
 
 def _matrix(
@@ -267,10 +277,11 @@ def _metric_of(metric: Metric) -> Callable[[np.ndarray, xgboost.DMatrix], tuple[
     return of
 
 
-def _parameters(config: XGBoostConfig, columns: int) -> dict[str, object]:
+def _parameters(config: XGBoostConfig, columns: int, base_rate: float) -> dict[str, object]:
     return {
         "objective": "binary:logistic",
-        "disable_default_eval_metric": True,
+        "eval_metric": LOSS,
+        "min_child_weight": config.min_child_weight * 4 * base_rate * (1 - base_rate),
         "tree_method": "hist",
         "nthread": config.threads,
         **{name: getattr(config, name) for name in PASSED_THROUGH},
