@@ -9,7 +9,8 @@ newest as-of day would choose); deep feature synthesis with XGBoost; and the sam
 are measured on the devices that all of them score, by the chain's labels; intervals are of a paired bootstrap
 over devices.
 
-The script trains on the audience's as-of days where its file lists them, else on days a month apart.
+What the script is told to be money is a measure of the chain, too, where the project declares none. The
+script trains on the audience's as-of days where its file lists them, else on days a month apart.
 featuretools is a peer where a Python has it (and a pandas below 3): `--featuretools-python VENV/bin/python`.
 """
 
@@ -156,10 +157,16 @@ def run(options: argparse.Namespace, root: Path, clock: "Clock") -> dict[str, Re
     """
     from benchmarks import events_chain as chain
 
-    asked = {"events": options.events, "scored": options.scored}
     copies = [
-        chain.copy_project(options.project, root / f"project-{n}", **asked, training=n)
-        for n in range(options.seeds)
+        chain.copy_project(
+            options.project,
+            root / f"project-{training}",
+            options.events,
+            scored=options.scored,
+            training=training,
+            money=options.money,
+        )
+        for training in range(options.seeds)
     ]
     project = copies[0]
     chain.require_outcome(project, options.scored)
@@ -241,6 +248,7 @@ def _copy_bare(options: argparse.Namespace, root: Path, training: int) -> Projec
         scored=options.scored,
         training=training,
         without=GROUPS,
+        money=options.money,
     )
 
 
@@ -367,7 +375,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--scored", type=date.fromisoformat, required=True, help="the day, YYYY-MM-DD")
     options.add_argument("--seeds", type=int, default=1, help="trainings, each with a seed of its own (1)")
     options.add_argument("--category", help="the script's column to count by; without it, it counts nothing")
-    options.add_argument("--money", help="the script's money, SQL over an event's columns; without it, 1")
+    options.add_argument(
+        "--money",
+        help="the script's money, SQL over an event's columns (1); a measure of the chain where it has none",
+    )
     options.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)} (all); or none")
     options.add_argument(
         "--choose-by", choices=FIGURES, default="auc", help="what the script's validation looks at (auc)"

@@ -103,6 +103,7 @@ def copy_project(
     scored: date,
     training: int = 0,
     without: Sequence[str] = (),
+    money: str | None = None,
 ) -> Project:
     """A copy of a project that reads another log, and knows nothing after the scored day.
 
@@ -113,6 +114,8 @@ def copy_project(
         scored: Listed as-of days whose horizon is not over by then are left out.
         training: Added to each audience's training seed.
         without: Groups of behaviour that are turned off.
+        money: SQL of what becomes a measure where the project declares none: what a peer is told, its user
+            would say, too.
 
     Raises:
         ConfigError: The project is wrong, or its events end before the scored day.
@@ -125,7 +128,10 @@ def copy_project(
         fields.write_text(with_values(fields.read_text(), values))
         project = load_project(directory)
         if without:
-            fields.write_text(with_values(fields.read_text(), {"behaviour.without": list(without)}))
+            values["behaviour.without"] = list(without)
+        if money and not project.fields.measures:
+            values["measures.money.sql"] = money
+        fields.write_text(with_values(fields.read_text(), values))
     else:
         project = load_project(directory)  # says what is missing
     for audience in project.audiences:

@@ -1,5 +1,6 @@
 """The benchmark on event logs: figures, resamples, the script's features, and what a copied project says."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -277,6 +278,31 @@ def test_a_copy_reads_the_log_and_trains_on_what_has_matured(project: SmallProje
     assert [a.as_of_days for a in copy.audiences] == [(date(2025, 3, 5),)] * 2  # 8 March ends on the 11th
     assert [a.label for a in copy.audiences] == [a.label for a in written.audiences]
     assert [a.training.seed for a in written.audiences] == [0, 0]
+
+
+def test_the_money_that_a_peer_is_told_is_a_measure_where_the_project_has_none(
+    project: SmallProject, tmp_path: Path
+) -> None:
+    fields = project.audiences_dir / "fields.yaml"
+    without = shutil.copytree(project.audiences_dir, tmp_path / "without")
+    bare = fields.read_text().replace("measures:\n  name_length: {sql: length(app_package)}\n", "")
+    (without / "fields.yaml").write_text(bare)
+
+    kept, added = (
+        copy_project(
+            source,
+            tmp_path / f"copy of {source.name}",
+            tmp_path / "log",
+            scored=date(2025, 3, 11),
+            money="length(product)",
+        )
+        for source in (project.audiences_dir, without)
+    )
+
+    assert [measure.name for measure in kept.fields.measures] == ["name_length"]
+    assert [(measure.name, measure.sql) for measure in added.fields.measures] == [
+        ("money", "length(product)")
+    ]
 
 
 def test_a_scored_day_before_which_nothing_matured_is_refused(project: SmallProject, tmp_path: Path) -> None:
