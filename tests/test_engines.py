@@ -252,7 +252,7 @@ def boosted_trees(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
         logits = [sum(leaf(tree, row) for tree in trees) for row in counts]
         return sigmoid(np.asarray(logits) + np.log(share / (1 - share)))
 
-    return TrainedXGBoost(booster, XGBoostConfig(), (), len(trees)), exact
+    return TrainedXGBoost(booster, XGBoostConfig(), (), (), len(trees)), exact
 
 
 def of_scikit_learn(rows: EncodedRows) -> tuple[TrainedModel, Exact]:
