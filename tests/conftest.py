@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
+from sqlalchemy import Engine, event
 
 from resources.spark import Spark
 
@@ -23,6 +25,18 @@ Frame = Callable[[str, Sequence[Sequence[object]]], DataFrame]
 FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=240m"
 """On tables of a few rows nothing runs often enough to pay for the JVM's second compiler. Without it the JVM
 has a fifth of the room for code, unless told otherwise, and Spark fills that in a minute."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_histories() -> Iterator[None]:
+    """Lets Dagster's histories, in SQLite, wait for no disk: no test cuts the power."""
+
+    def hurry(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
 
 
 @pytest.fixture(scope="session")
