@@ -70,6 +70,8 @@ def serving(home: Path, project: SmallProject, environment: Mapping[str, str]) -
     port, log = free_port(), home.parent / "ui.log"
     places = {"DAGSTER_HOME": home, "AUDIENCES_DIR": project.audiences_dir, "DATA_DIR": project.data_dir}
     settings = [f"{name}={path}" for name, path in places.items()]  # by `env`: they win over those of a .env
+    # A shell lets what it runs in the background ignore Ctrl-C, and so would the server, which it is to end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("w") as output:
         server = subprocess.Popen(
             [ROOT / "run", "env", *settings, *command_of_make_ui(port)],
