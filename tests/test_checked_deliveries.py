@@ -58,7 +58,7 @@ def instance(chain: Chain, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture(scope="module")
 def next_day_too(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """The chain, and in a copy of its data and history a delivery of a newer day; it is copied to be changed."""
+    """The chain, with a newer day delivered in a copy of its data and history; to change it, copy it."""
     root = tmp_path_factory.mktemp("next_day_too")
     project = chain.project.copied_to(root / "data")
     with chain.history(root / "home") as instance:
