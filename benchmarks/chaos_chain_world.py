@@ -162,7 +162,6 @@ class World:
         write_world(places, seed)
         for job, first, last in [
             ("ingestion_job", FIRST_DAY, LAST_DAY),
-            ("features_job", AS_OF_DAYS[0], AS_OF_DAYS[-1]),
             ("training_job", None, None),
             ("daily_job", DAY, DAY),
         ]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
+from sqlalchemy import Engine, event
 
 from resources.spark import Spark
 
@@ -20,6 +22,21 @@ if TYPE_CHECKING:
 
 Frame = Callable[[str, Sequence[Sequence[object]]], DataFrame]
 """Schema as DDL, and rows in its order → a frame."""
+FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=240m"
+"""On tables of a few rows nothing runs often enough to pay for the JVM's second compiler. Without it the JVM
+has a fifth of the room for code, unless told otherwise, and Spark fills that in a minute."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_histories() -> Iterator[None]:
+    """Lets Dagster's histories, in SQLite, wait for no disk: no test cuts the power."""
+
+    def hurry(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +49,7 @@ def spark() -> Iterator[SparkSession]:
         shuffle_partitions=2,
         conf={
             "spark.ui.enabled": "false",
-            "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
+            "spark.driver.extraJavaOptions": FAST_JVM,
         },
     )
     yield resource.session
@@ -41,8 +58,8 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def program_environment() -> Mapping[str, str]:
-    """The environment of a program with its own Spark: it ends before the JVM's second compiler has paid."""
-    return {**os.environ, "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+    """The environment of a program with its own Spark."""
+    return {**os.environ, "JDK_JAVA_OPTIONS": FAST_JVM}
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +90,9 @@ def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> "Ite
 
 
 @pytest.fixture(scope="session")
-def ui_server(chain: "Chain", tmp_path_factory: pytest.TempPathFactory) -> "Iterator[UiServer]":
+def ui_server(
+    chain: "Chain", program_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[UiServer]":
     """The UI, with its daemon, on a copy of the small project's history and data, and one run of a demo."""
     from tests.ui_server import run_as_the_demo_does, serving  # binds the project, too
 
@@ -81,7 +100,7 @@ def ui_server(chain: "Chain", tmp_path_factory: pytest.TempPathFactory) -> "Iter
     home = shutil.copytree(chain.home, root / "dagster_home")
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         run_as_the_demo_does(instance)
-    with serving(home, chain.project.copied_to(root / "data")) as server:
+    with serving(home, chain.project.copied_to(root / "data"), program_environment) as server:
         yield server
 
 

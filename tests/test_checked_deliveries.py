@@ -26,7 +26,6 @@ from resources.lake import Lake
 from resources.snapshots import Partition, Snapshot
 from tests.small_project import (
     FIRST_DAY,
-    HORIZON_DAYS,
     SCORED_DAY,
     WINDOW_DAYS,
     Chain,
@@ -55,6 +54,19 @@ def project(chain: Chain, tmp_path: Path) -> SmallProject:
 def instance(chain: Chain, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     with chain.history(tmp_path / "home") as instance:
         yield instance
+
+
+@pytest.fixture(scope="module")
+def next_day_too(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The chain, with a newer day delivered in a copy of its data and history; to change it, copy it."""
+    root = tmp_path_factory.mktemp("next_day_too")
+    project = chain.project.copied_to(root / "data")
+    with chain.history(root / "home") as instance:
+        made = materialize(
+            project.definitions(), instance, ["feature_tokens", *DELIVERED], date.fromisoformat(NEXT_DAY)
+        )
+    assert made.success, failures(made)
+    return replace(chain, project=project, home=root / "home")
 
 
 def deliveries_of(project: SmallProject) -> dict[str, bytes]:
@@ -160,16 +172,15 @@ def by_the_schedule(definitions: dg.Definitions, instance: dg.DagsterInstance) -
 
 @pytest.mark.parametrize("launch", [by_key, by_range, by_one_of_several_runs_of_a_backfill, by_the_schedule])
 def test_a_spoiled_older_day_is_stopped_while_a_newer_one_is_right(
-    project: SmallProject,
-    instance: dg.DagsterInstance,
+    next_day_too: Chain,
+    tmp_path: Path,
     launch: Callable[[dg.Definitions, dg.DagsterInstance], dg.ExecuteInProcessResult],
 ) -> None:
-    assert materialize(
-        project.definitions(), instance, ["feature_tokens", *DELIVERED], date.fromisoformat(NEXT_DAY)
-    ).success
+    project = next_day_too.project.copied_to(tmp_path / "data")
     before = deliveries_of(project)
 
-    result = launch(spoiled(project, "predictions", scores_shifted), instance)
+    with next_day_too.history(tmp_path / "home") as instance:
+        result = launch(spoiled(project, "predictions", scores_shifted), instance)
 
     assert verdicts(result)["car_buyers/predictions:scores_equal_pytorch_in_process"] is False
     assert "car_buyers/deliveries" not in materialized(result)
@@ -198,18 +209,14 @@ defs = build_definitions(Path({audiences!r}), Path({data!r}), {{"spark": spark, 
     ("option", "days"), [("--partition", DAY), ("--partition-range", f"{DAY}...{NEXT_DAY}")]
 )
 def test_the_command_line_checks_the_days_that_it_makes(
-    chain: Chain,
-    project: SmallProject,
+    next_day_too: Chain,
     tmp_path: Path,
     program_environment: Mapping[str, str],
     option: str,
     days: str,
 ) -> None:
-    home = shutil.copytree(chain.home, tmp_path / "home")
-    with dg.DagsterInstance.local_temp(str(home)) as instance:
-        last = SCORED_DAY + timedelta(days=HORIZON_DAYS)
-        made = run_days(project.definitions(), instance, "features_job", SCORED_DAY + timedelta(days=1), last)
-        assert made.success, failures(made)
+    project = next_day_too.project.copied_to(tmp_path / "data")
+    home = shutil.copytree(next_day_too.home, tmp_path / "home")
     places = {
         "root": project.lake.root,
         "audiences": str(project.audiences_dir),

@@ -34,6 +34,8 @@ EXAMPLE = ROOT / "examples" / "online_retail"
 FIRST_DAY, LAST_DAY = date(2010, 12, 1), date(2011, 12, 9)
 AS_OF_DAYS = (date(2011, 8, 31), date(2011, 9, 30))
 """Fewer than the example's, to save time; their horizons end before the scored day."""
+MAX_EPOCHS = 10
+"""Fewer than the example's, likewise."""
 SCORED_DAY = date(2011, 11, 8)
 WINDOW_DAYS, HORIZON_DAYS = 90, 30
 AUDIENCE = "buys_again"
@@ -83,7 +85,8 @@ def retail(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ret
     text = file.read_text()
     begin, end = text.index("as_of_days:"), text.index("segments:")
     days = "".join(f"  - {day}\n" for day in AS_OF_DAYS)
-    file.write_text(f"{text[:begin]}as_of_days:\n{days}\n{text[end:]}")
+    training = f"training: {{max_epochs: {MAX_EPOCHS}}}\n"
+    file.write_text(f"{text[:begin]}as_of_days:\n{days}\n{training}\n{text[end:]}")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RETAIL_EVENTS", str(EVENTS))
         definitions = build_definitions(

@@ -17,7 +17,7 @@ from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.promotion.candidate_models import CANDIDATES, measure_candidate
 from pipelines.steps.promotion.rehearsal import read_scores, rehearsal_of
 from resources.model_log import CHALLENGER
-from tests.small_project import Chain, failures, run, write_as_of_days
+from tests.small_project import Chain, failures, materialize, write_as_of_days
 
 VOCABULARY = Vocabulary((FieldVocabulary("apps", 1, ("a", "b")),))
 SEGMENTS = (
@@ -89,7 +89,10 @@ def test_a_training_of_many_days_tells_what_it_does_on_the_newest(chain: Chain, 
     project = write_as_of_days(chain.project.copied_to(tmp_path / "data"), tmp_path / "audiences", days)
 
     with chain.history(tmp_path / "home") as instance:
-        result = run(project.definitions(), instance, "training_job")
+        models = [f"{name}_model" for name in (*CANDIDATES, "champion")]
+        assets = ["training_days", "feature_vocabulary"]
+        assets += [f"car_buyers/{name}" for name in ("training_set", *models)]
+        result = materialize(project.definitions(), instance, assets)
 
     assert result.success, failures(result)
     [made] = result.asset_materializations_for_node("training_days")
@@ -100,4 +103,6 @@ def test_a_training_of_many_days_tells_what_it_does_on_the_newest(chain: Chain, 
         card = (project.models.card(record) / "card.md").read_text()
         assert "All of this is of 2025-03-08" in card
         assert re.search(r"Of the most probable tenth, \d+ devices", card)
-    assert set(record.properties["metrics"]) == {"validation", "test", "out_of_time"}
+    for model in CANDIDATES:
+        record = project.models.current("car_buyers", model)
+        assert set(record.properties["metrics"]) == {"validation", "test", "out_of_time"}

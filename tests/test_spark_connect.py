@@ -20,7 +20,7 @@ root = Path(sys.argv[1])
 project = small_project.write_small_project(root / "project")
 definitions = project.definitions(spark=Spark(remote="local[2]"))
 instance = dg.DagsterInstance.local_temp(str(root))
-first, last = small_project.FIRST_DAY, small_project.SCORED_DAY
+first, last = small_project.FIRST_DAY, small_project.AS_OF_DAYS[0]
 for job, begin in (("ingestion_job", first), ("features_job", last)):
     result = small_project.run_days(definitions, instance, job, begin, last)
     assert result.success, small_project.failures(result)

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,16 +64,18 @@ def run_as_the_demo_does(instance: dg.DagsterInstance) -> None:
 
 
 @contextmanager
-def serving(home: Path, project: SmallProject) -> Iterator[UiServer]:
-    """Runs what `make ui` runs until the block ends; gives it once it answers."""
+def serving(home: Path, project: SmallProject, environment: Mapping[str, str]) -> Iterator[UiServer]:
+    """Runs what `make ui` runs until the block ends, its runs included; gives it once it answers."""
     shutil.copy(ROOT / "dagster_instance.yaml", home / "dagster.yaml")
     port, log = free_port(), home.parent / "ui.log"
     places = {"DAGSTER_HOME": home, "AUDIENCES_DIR": project.audiences_dir, "DATA_DIR": project.data_dir}
     settings = [f"{name}={path}" for name, path in places.items()]  # by `env`: they win over those of a .env
+    # A shell lets what it runs in the background ignore Ctrl-C, and so would the server, which it is to end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("w") as output:
         server = subprocess.Popen(
             [ROOT / "run", "env", *settings, *command_of_make_ui(port)],
-            env=os.environ | {"DAGSTER_HOME": str(home)},
+            env={**environment, "DAGSTER_HOME": str(home)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
