@@ -142,7 +142,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             devices=data.files.devices(VALIDATION),
             seed=seed,
         )
-        scored = candidates | _blend(choice, candidates, audience, data, rows, models)
+        rehearsal = _rehearsal(choice, candidates, audience, data, models)
+        scored = candidates | _blend(choice, candidates, rehearsal, audience, data, rows, models)
         chosen = scored[choice.name]
         # Again, though the candidate has some: the segments asked for may have changed since it was trained.
         thresholds = find_thresholds(validation, chosen.scores.validation, audience.segments)
@@ -154,7 +155,9 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             seed=seed,
         )
         challenger = _record(choice, scored, thresholds, promotion, audience, models)
-        card = _keep_card(challenger, choice, scored, rows.subset(TEST), promotion, audience, data, models)
+        card = _keep_card(
+            challenger, choice, scored, rows.subset(TEST), promotion, rehearsal, audience, models
+        )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(challenger.version),
             metadata={
@@ -190,6 +193,7 @@ def _score_candidates(
 def _blend(
     choice: Choice,
     candidates: Mapping[str, Scored],
+    rehearsal: Rehearsal | None,
     audience: Audience,
     data: TrainingData,
     rows: TrainingRows,
@@ -207,6 +211,8 @@ def _blend(
         scores=blend_scores({name: each.scores for name, each in members.items()}),
         devices=data.files.devices(VALIDATION),
     )
+    if rehearsal:
+        blend = replace(blend, measured=replace(blend.measured, out_of_time=rehearsal.metrics))
     record = keep_model(BLEND, blend, rows.subset(VALIDATION).labels, audience, data, models)
     return {BLEND: Scored(record, models.load(audience.name, BLEND, record.version), blend.scores)}
 
@@ -241,17 +247,14 @@ def _keep_card(
     scored: Mapping[str, Scored],
     test: TrainingRows,
     promotion: Promotion,
+    rehearsal: Rehearsal | None,
     audience: Audience,
-    data: TrainingData,
     models: ModelStore,
 ) -> Card:
     """Keeps the challenger's card; each candidate has one of its own."""
     chosen = choice.name
     measured = {n: Measured.from_dict(each.record.properties["metrics"]) for n, each in scored.items()}
     own, seed = scored[chosen], audience.training.seed
-    rehearsal = _rehearsal(choice, scored, audience, data, models)
-    if rehearsal:
-        measured[chosen] = replace(measured[chosen], out_of_time=rehearsal.metrics)
     differences = {
         name: compare_auc(test.labels, own.scores.test, each.scores.test, seed=seed)
         for name, each in scored.items()
@@ -272,10 +275,14 @@ def _keep_card(
 
 
 def _rehearsal(
-    choice: Choice, scored: Mapping[str, Scored], audience: Audience, data: TrainingData, models: ModelStore
+    choice: Choice,
+    candidates: Mapping[str, Scored],
+    audience: Audience,
+    data: TrainingData,
+    models: ModelStore,
 ) -> Rehearsal | None:
     """The rehearsal of what was chosen: a candidate's own, or the blend of its members'."""
-    members = {name: scored[name].record for name in choice.members}
+    members = {name: candidates[name].record for name in choice.members}
     files = {name: models.card(record) / REHEARSAL_FILE for name, record in members.items()}
     if not data.out_of_time_day or not all(file.exists() for file in files.values()):
         return None

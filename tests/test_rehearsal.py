@@ -103,6 +103,6 @@ def test_a_training_of_many_days_tells_what_it_does_on_the_newest(chain: Chain, 
         card = (project.models.card(record) / "card.md").read_text()
         assert "All of this is of 2025-03-08" in card
         assert re.search(r"Of the most probable tenth, \d+ devices", card)
-    for model in CANDIDATES:
+    for model in (*CANDIDATES, CHALLENGER):  # a blend, too
         record = project.models.current("car_buyers", model)
         assert set(record.properties["metrics"]) == {"validation", "test", "out_of_time"}
