@@ -17,7 +17,11 @@ from resources.snapshots import Partition, day_of
 
 PASSED, FAILED, NEVER = "passed", "failed", "never evaluated"
 PAGE = 50
-"""Evaluations asked for at once; mostly the newest one of a day is the one."""
+"""Evaluations of a day asked for at once; mostly the newest one is the one."""
+FEW = 10
+"""Days that are better asked for one by one than sought among all."""
+PAGES = 3
+"""Readings of twice as many evaluations as are sought; days further back are asked for one by one."""
 
 
 @dataclass
@@ -43,6 +47,37 @@ class Verdicts:
         if key not in self._known:
             self._known[key] = self._look_up(*key)
         return self._known[key]
+
+    def look_up(self, asset: dg.AssetKey, check: str, versions: Collection[tuple[str | None, str]]) -> None:
+        """Finds what a check said of many days at once, so that `of` has no need to ask for each.
+
+        Args:
+            asset: The asset.
+            check: The check's name.
+            versions: Days, and the version of each.
+        """
+        key = dg.AssetCheckKey(asset, check)
+        waiting = {(day, version) for day, version in versions if (key, day, version) not in self._known}
+        if len(waiting) <= FEW:
+            return
+        cursor: int | None = None
+        limit = 2 * len(waiting) + PAGE
+        for _ in range(PAGES):
+            page = self.instance.event_log_storage.get_asset_check_execution_history(
+                key, limit=limit, cursor=cursor
+            )
+            for execution in page:  # newest first
+                evaluation = execution.event.asset_check_evaluation if execution.event else None
+                found = (evaluation.partition, _version_of(evaluation)) if evaluation else None
+                if evaluation and found in waiting:
+                    self._known[key, *found] = PASSED if evaluation.passed else FAILED
+                    waiting.discard(found)
+            if not waiting:
+                return
+            if len(page) < limit:
+                self._known |= {(key, *version): NEVER for version in waiting}
+                return
+            cursor = page[-1].id
 
     def _look_up(self, check: dg.AssetCheckKey, day: str | None, version: str) -> str:
         cursor: int | None = None
@@ -128,6 +163,7 @@ def require_passed(
         DataError: A check failed, or was never evaluated.
     """
     day, found = day_of(chain[0][1]), dict(others)
+    _look_up_all(verdicts, chain, links)
     for table, partition in chain:
         link, own_day = links[table], day_of(partition)
         asset = link.asset_of(partition)
@@ -148,3 +184,16 @@ def require_passed(
             expected="every blocking check passed on exactly the versions that are to be delivered",
             remedy="see why they failed; then run daily_job for the day, which makes and checks all anew",
         )
+
+
+def _look_up_all(
+    verdicts: Verdicts, chain: Sequence[tuple[str, Partition]], links: Mapping[str, Link]
+) -> None:
+    """Asks each check for all days of the chain at once."""
+    asked: dict[tuple[dg.AssetKey, str], set[tuple[str | None, str]]] = {}
+    for table, partition in chain:
+        if asset := links[table].asset_of(partition):
+            for name in links[table].blocking_checks:
+                asked.setdefault((asset, name), set()).add((day_of(partition), partition.version))
+    for (asset, name), versions in asked.items():
+        verdicts.look_up(asset, name, versions)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from pyspark.sql import DataFrame
 
 import assets
+from resources import expectations
 from resources.expectation_texts import wanted
 from resources.expectations import VERSION, Check, Expected, Subject, check_specs, evaluate, expect
 from tests.conftest import Frame
@@ -82,6 +84,26 @@ def test_a_check_that_passed_shows_what_was_asked_and_found() -> None:
         "probability: a value": "in 2 rows",
         "probability: 0 to 1": "in 2 rows",
     }
+
+
+def test_rows_of_spark_that_pass_are_counted_and_none_of_them_is_looked_for(
+    frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence, formats = frame("device_id string, probability double", [("a", 0.5), ("b", 0.75)]), []
+    results = expectations._results
+
+    def note(batch: Any, asked: Sequence[Expected], result_format: Any) -> dict[str, Any]:
+        formats.append(([expected.name for expected in asked], result_format))
+        return results(batch, asked, result_format)
+
+    monkeypatch.setattr(expectations, "_results", note)
+    result = results_of(evidence, IN_RANGE)["probabilities"]
+
+    assert figures(result) == {"probability: a value": "in 2 rows", "probability: 0 to 1": "in 2 rows"}
+    assert formats == [
+        (["ExpectColumnValuesToNotBeNull", "ExpectColumnValuesToBeBetween"], "BOOLEAN_ONLY"),
+        (["ExpectTableRowCountToBeBetween"], "SUMMARY"),
+    ]
 
 
 def test_figures_of_one_row_are_shown() -> None:

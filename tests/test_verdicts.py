@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -13,7 +14,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from assets.partitions import checked_days, days_of, keys_of, split_range
 from resources.expectations import VERSION, Check, Subject, check_specs, evaluate, expect, report
-from resources.verdicts import FAILED, NEVER, PAGE, PASSED, Verdicts
+from resources.verdicts import FAILED, FEW, NEVER, PAGE, PASSED, Verdicts
 
 ASSET, CHECK = dg.AssetKey("sizes"), "positive"
 FIRST = date(2025, 1, 1)
@@ -120,6 +121,52 @@ def test_the_newest_verdict_on_a_version_counts(instance: dg.DagsterInstance) ->
     say(instance, False, "v1", str(FIRST))
 
     assert Verdicts(instance).of(ASSET, CHECK, "v1", str(FIRST)) == FAILED
+
+
+@pytest.mark.parametrize("evaluations_behind", [0, 200], ids=["in reach", "far back"])
+def test_many_days_looked_up_at_once_are_what_each_is_by_itself(
+    instance: dg.DagsterInstance, evaluations_behind: int
+) -> None:
+    days = [str(FIRST + timedelta(days=ahead)) for ahead in range(2 * FEW)]
+    for day in days[1:]:
+        say(instance, day != days[1], "v1", day)
+    say(instance, True, "v2", days[2])
+    say(instance, False, "v1", days[3])
+    for _ in range(evaluations_behind):
+        say(instance, True, "later", days[-1])
+    asked, one_by_one = Verdicts(instance), Verdicts(instance)
+
+    asked.look_up(ASSET, CHECK, {(day, version) for day in days for version in ("v1", "v2")})
+
+    assert asked.of(ASSET, CHECK, "v1", days[0]) == NEVER
+    assert asked.of(ASSET, CHECK, "v1", days[1]) == FAILED
+    assert asked.of(ASSET, CHECK, "v2", days[2]) == asked.of(ASSET, CHECK, "v1", days[2]) == PASSED
+    assert asked.of(ASSET, CHECK, "v1", days[3]) == FAILED  # the newest one
+    for day in days:
+        for version in ("v1", "v2"):
+            assert asked.of(ASSET, CHECK, version, day) == one_by_one.of(ASSET, CHECK, version, day)
+
+
+def test_days_looked_up_at_once_are_asked_for_once(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [str(FIRST + timedelta(days=ahead)) for ahead in range(2 * FEW)]
+    for day in days:
+        say(instance, True, "v1", day)
+    asked: list[Any] = []
+    storage = instance.event_log_storage
+    history = storage.get_asset_check_execution_history
+
+    def count(*arguments: Any, **named: Any) -> Any:
+        asked.append(arguments)
+        return history(*arguments, **named)
+
+    monkeypatch.setattr(storage, "get_asset_check_execution_history", count)
+    verdicts = Verdicts(instance)
+    verdicts.look_up(ASSET, CHECK, {(day, "v1") for day in days})
+
+    assert [verdicts.of(ASSET, CHECK, "v1", day) for day in days] == [PASSED] * len(days)
+    assert len(asked) == 1
 
 
 def check_alone(found: dg.Definitions) -> dg.JobDefinition:
