@@ -14,7 +14,6 @@ from pipelines.steps.table_columns import Shown, TableColumn, device_id
 
 AMOUNT, TOTAL = "decimal(26,6)", "decimal(38,6)"
 """An event's amount, and the sum of a device-day's: exact, so that it depends on no order."""
-VALUES = "array<struct<value: string, events: bigint>>"
 
 
 def event_columns(fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec] = ()) -> list[str]:
@@ -94,52 +93,70 @@ def aggregate_days(
     Raises:
         ConfigError: A measure is no number.
     """
-    days = _with_amounts(events, measures).groupBy("device_id", "day").agg(
+    # All of a device-day meets in one task first. Values are then counted one by one, so that no row grows
+    # large, and put together beside the totals, without another shuffle or a join.
+    entries = _entries(_with_amounts(events, fields, measures).repartition("device_id", "day"), fields)
+    per_value = entries.groupBy("device_id", "day", "our:field", "our:value").agg(
         F.count("*").alias("events"),
-        F.min("event_time").alias("first_event_time"),
-        F.max("event_time").alias("last_event_time"),
+        F.min("event_time").alias("oldest"),
+        F.max("event_time").alias("newest"),
         F.bit_or(F.expr("shiftleft(1, hour(event_time))")).alias("hours"),
         *[_total(place).alias(f"our:total {place}") for place, _ in enumerate(measures)],
-    )  # fmt: skip
-    columns = ["device_id", "day", "events", "first_event_time", "last_event_time", "hours"]
-    return days.join(_values(events, fields), ["device_id", "day"], "left").select(
-        *columns,
-        *[F.coalesce(f"our:field {n}", F.array().cast(VALUES)).alias(f.name) for n, f in enumerate(fields)],
-        *[F.col(f"our:total {place}").alias(m.name) for place, m in enumerate(measures)],
     )
 
+    def of_all_events(column: str) -> Column:
+        return F.max(F.when(F.col("our:field") == _THE_EVENT, F.col(column)))
 
-def _values(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
-    """Per device-day that has any, each field's values; counted one by one, so that no row grows large."""
-    types = {column.name: column.dataType for column in events.schema}
-
-    def entry(place: int, field: FieldSpec) -> Column:
-        name = stored_name(field.column)
-        value = text(F.col(quoted(name)), types[name])
-        return F.struct(F.lit(place).alias("field"), value.alias("value"))
-
-    entries = F.array(*[entry(place, field) for place, field in enumerate(fields)])
-    per_event = events.select("device_id", "day", "event_time", F.inline(entries)).where("value IS NOT NULL")
-    per_value = per_event.groupBy("device_id", "day", "field", "value").agg(
-        F.count("*").alias("events"), F.max("event_time").alias("newest")
-    )
     return per_value.groupBy("device_id", "day").agg(
-        *[_ordered(place, field).alias(f"our:field {place}") for place, field in enumerate(fields)]
+        of_all_events("events").alias("events"),
+        of_all_events("oldest").alias("first_event_time"),
+        of_all_events("newest").alias("last_event_time"),
+        of_all_events("hours").alias("hours"),
+        *[_ordered(place, field).alias(field.name) for place, field in enumerate(fields)],
+        *[of_all_events(f"our:total {place}").alias(m.name) for place, m in enumerate(measures)],
+    )
+
+
+_THE_EVENT = -1
+"""Takes a field's place where a row is about an event, whatever its values."""
+
+
+def _entries(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
+    """A row for each event with its amounts, whose `our:field` is `_THE_EVENT`, and one for each value."""
+
+    def entry(place: int, value: Column) -> Column:
+        return F.struct(F.lit(place).alias("our:field"), value.cast("string").alias("our:value"))
+
+    values = [F.col(f"our:value {place}") for place, _ in enumerate(fields)]
+    entries = [entry(_THE_EVENT, F.lit(None)), *[entry(place, value) for place, value in enumerate(values)]]
+    amounts = [name for name in events.columns if name.startswith(("our:amount", "our:lost"))]
+    is_event = F.col("our:field") == _THE_EVENT
+    return (
+        events.select("device_id", "day", "event_time", *amounts, F.inline(F.array(*entries)))
+        .where(is_event | F.col("our:value").isNotNull())
+        .withColumns({name: F.when(is_event, F.col(name)) for name in amounts})
     )
 
 
 def _ordered(place: int, field: FieldSpec) -> Column:
-    order = ["value", "events"] if field.kind == "multi" else ["newest", "value", "events"]
-    mine = F.collect_list(F.when(F.col("field") == place, F.struct(*order)))
+    value = F.col("our:value").alias("value")
+    order = [value, "events"] if field.kind == "multi" else ["newest", value, "events"]
+    mine = F.collect_list(F.when(F.col("our:field") == place, F.struct(*order)))
     ordered = F.sort_array(mine, asc=field.kind == "multi")
     return F.transform(
         ordered, lambda entry: F.struct(entry["value"].alias("value"), entry["events"].alias("events"))
     )
 
 
-def _with_amounts(events: DataFrame, measures: Sequence[MeasureSpec]) -> DataFrame:
-    """Id, day and time, and each measure's amount; and whether the event has a number that is none."""
+def _with_amounts(
+    events: DataFrame, fields: Sequence[FieldSpec], measures: Sequence[MeasureSpec]
+) -> DataFrame:
+    """Id, day and time, each field's value, and each measure's amount; and whether a number is none."""
+    types = {column.name: column.dataType for column in events.schema}
     columns: list[Column] = []
+    for place, field in enumerate(fields):
+        name = stored_name(field.column)
+        columns.append(text(F.col(quoted(name)), types[name]).alias(f"our:value {place}"))
     for place, measure in enumerate(measures):
         sql = quoted(stored_name(measure.column)) if measure.column is not None else measure.sql or ""
         found = expression_type(events, sql, f"{FIELDS_FILE}: `{measure.key}`")
