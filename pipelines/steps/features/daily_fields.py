@@ -140,7 +140,9 @@ def _entries(events: DataFrame, fields: Sequence[FieldSpec]) -> DataFrame:
 
 def _ordered(place: int, field: FieldSpec) -> Column:
     value = F.col("our:value").alias("value")
-    order = [value, "events"] if field.kind == "multi" else ["newest", value, "events"]
+    order = [value, F.col("events")]
+    if field.kind == "single":
+        order = [F.col("newest"), *order]
     mine = F.collect_list(F.when(F.col("our:field") == place, F.struct(*order)))
     ordered = F.sort_array(mine, asc=field.kind == "multi")
     return F.transform(
