@@ -112,7 +112,8 @@ def collect_tokens(
     """
     values = daily.select("device_id", "day", "last_event_time", F.inline(_field_values(fields)))
     tokens = values.join(_normalized(values, fields), ["field", "raw"], "left")
-    per_day = tokens.select(
+    # All of a device meets in one task first, so that nothing below is shuffled again, windows' copies least.
+    per_day = tokens.repartition("device_id").select(
         "device_id",
         "day",
         "last_event_time",
