@@ -97,7 +97,7 @@ def _fields(layout: Layout, oldest: date) -> list[Column]:
     if "distinct" in layout.off:
         return []
     # Empty before it, never null: with each row Spark has Arrow fill up the offsets of all nulls so far anew,
-    # in a time that grows with the square of the rows (14 s of 15 for 1.5 million, 2026-11-25).
+    # in a time that grows with the square of the rows: most of the time of 1.5 million.
     none = F.array().cast("array<string>")
     return [
         F.when(F.col("day") >= oldest, F.col(f"{name}.value")).otherwise(none).alias(name)
