@@ -359,12 +359,13 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     project = chain.project.copied_to(tmp_path / "data")
     models, (rows, vocabulary) = project.models, training_rows(project)
     # As a champion from before devices were kept for promotion: trained on them, it ranks them best.
-    split = np.choose(rows.split, [VALIDATION, TEST, TEST, TRAIN]).astype(np.int8)
+    kept = rows.subset(PROMOTION)
+    seen = [TrainingRows(kept.labels, np.full_like(kept.split, s), kept.bags) for s in (TRAIN, VALIDATION)]
     config = XGBoostConfig(
         num_boost_round=100, patience=100, min_child_weight=0.1, colsample_bytree=1.0, subsample=1.0
     )
     columns = ordinal_columns(vocabulary.fields)
-    seer = train_xgboost(TrainingRows(rows.labels, split, rows.bags), vocabulary.sizes, config, columns)
+    seer = train_xgboost(TrainingRows.concatenated(seen), vocabulary.sizes, config, columns)
     served = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
