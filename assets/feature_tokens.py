@@ -19,7 +19,6 @@ from pipelines.steps.config.settings import (
     measure_settings,
     settings_hold,
     signal_settings,
-    token_settings,
 )
 from pipelines.steps.config.signals import SIGNALS, Signal
 from pipelines.steps.features.behaviour_tokens import (
@@ -36,7 +35,7 @@ from pipelines.steps.features.feature_tokens import (
     table_columns,
     window,
 )
-from pipelines.steps.features.token_fields import behaviour_fields, told_signals
+from pipelines.steps.features.token_fields import behaviour_fields, settings_of_tokens, told_signals
 from resources.asset_metadata import TableDescription, materialized_days
 from resources.expectations import (
     Check,
@@ -96,7 +95,7 @@ def blocking_checks() -> list[str]:
 def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     window_days, signals = project.fields.window_days, told_signals(project, project.signals)
     # A new audience's days are made when it is trained; nobody else's are stale.
-    shown_settings = token_settings(project.fields, told_signals(project, project.declared_signals))
+    shown_settings = settings_of_tokens(project, project.declared_signals)
     keys = {f"{SIGNALS}/{signal.name}": daily_signals.key_of(signal) for signal in signals}
     behaviour = behaviour_fields(project, project.signals)
     table = TableDescription(table_columns(project.fields.fields, window_days, behaviour), keys)
@@ -147,11 +146,8 @@ def build(project: Project, daily: Daily) -> Sequence[dg.AssetsDefinition | dg.A
 def make_days(project: Project, spark: Spark, lake: Lake, as_of_days: Sequence[date]) -> Snapshot:
     """Makes the tokens and behaviour of as-of days in one go, whichever asset's run they are made in."""
     fields, window_days = project.fields.fields, project.fields.window_days
-    source, signals, layout = (
-        project.fields.events,
-        told_signals(project, project.signals),
-        layout_of(project.fields),
-    )
+    source, layout = project.fields.events, layout_of(project.fields)
+    signals = told_signals(project, project.signals)
     behaviour, back = behaviour_fields(project, project.signals), _days_read(project)
     needed = DAILY_FORMAT | daily_settings(project.fields) | measure_settings(project.fields)
     days = {str(as_of): keys_of(window(as_of, back, source.first_day)) for as_of in as_of_days}
@@ -180,14 +176,14 @@ def make_days(project: Project, spark: Spark, lake: Lake, as_of_days: Sequence[d
         sort=["device_id"],
         files_per_partition=files_of(sizes),
         options=PARQUET_OPTIONS,
-        properties={MADE_WITH: token_settings(project.fields, signals)},
+        properties={MADE_WITH: settings_of_tokens(project, project.signals)},
         made_from=lambda key: _sources(daily_rows, signal_rows, days[key]),
     )
     return lake.at("feature_tokens", written.values())
 
 
 def check_days(project: Project, spark: Spark, snapshot: Snapshot) -> Iterator[Verdict]:
-    """What the checks say of as-of days, whichever asset's run they were made in."""
+    """Verdicts of the checks on as-of days, whichever asset's run they were made in."""
     subjects, tokens = subjects_of(snapshot), snapshot.frame(spark.session)
     boundary = F.date_add("day", 1).cast("timestamp")
     left = F.unix_micros(boundary) - F.unix_micros("last_event_time")
@@ -202,7 +198,7 @@ def check_days(project: Project, spark: Spark, snapshot: Snapshot) -> Iterator[V
 def days_to_make(project: Project, lake: Lake, as_of_days: Sequence[date]) -> list[date]:
     """The as-of days without tokens, or whose tokens other settings or former versions of their days made."""
     present = set(lake.partition_keys("feature_tokens"))
-    needed = token_settings(project.fields, told_signals(project, project.signals))
+    needed = settings_of_tokens(project, project.signals)
 
     def is_up_to_date(key: str) -> bool:
         if key not in present:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from assets.descriptions import HOLDS_NO_IDS, page
 from assets.partitions import SPARK_POOL, keys_of
 from pipelines.steps.config.project import Project
-from pipelines.steps.config.settings import code_version, token_settings
+from pipelines.steps.config.settings import code_version
 from pipelines.steps.features.encoded_rows import RESERVED_IDS
 from pipelines.steps.features.feature_vocabulary import (
     Vocabulary,
@@ -18,7 +18,7 @@ from pipelines.steps.features.feature_vocabulary import (
     show_tokens,
     table_columns,
 )
-from pipelines.steps.features.token_fields import names_of, token_fields, told_signals
+from pipelines.steps.features.token_fields import names_of, settings_of_tokens, token_fields
 from pipelines.steps.labels.as_of_days import matured_as_of_days
 from resources.asset_metadata import ROW_COUNT, TableDescription, text_table
 from resources.expectations import Check, Subject, check_specs, evaluate, expect, report
@@ -55,8 +55,8 @@ CHECKS = [
 
 def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     fields, window_days = token_fields(project), project.fields.window_days
-    names, settings = names_of(fields), token_settings(project.fields, told_signals(project, project.signals))
-    shown_settings = token_settings(project.fields, told_signals(project, project.declared_signals))
+    names, settings = names_of(fields), settings_of_tokens(project, project.signals)
+    shown_settings = settings_of_tokens(project, project.declared_signals)
     limits = [(field.name, field.min_devices, field.max_vocabulary) for field in project.fields.fields]
 
     @dg.asset(

@@ -15,9 +15,9 @@ from assets import daily_signals, feature_tokens
 from assets.descriptions import HOLDS_NO_IDS, page
 from assets.partitions import SPARK_POOL, keys_of
 from pipelines.steps.config.project import Project
-from pipelines.steps.config.settings import code_version, token_settings
+from pipelines.steps.config.settings import code_version
 from pipelines.steps.errors import day_ranges
-from pipelines.steps.features.token_fields import told_signals
+from pipelines.steps.features.token_fields import settings_of_tokens
 from pipelines.steps.labels.as_of_days import matured_as_of_days
 from pipelines.steps.progress import working
 from resources.asset_metadata import data_version, record_made
@@ -46,9 +46,7 @@ def build(project: Project) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefi
         deps=["daily_fields", "app_events", *[daily_signals.key_of(signal) for signal in project.signals]],
         group_name="features",
         kinds={"spark", "parquet"},
-        code_version=code_version(
-            token_settings(project.fields, told_signals(project, project.declared_signals))
-        ),
+        code_version=code_version(settings_of_tokens(project, project.declared_signals)),
         metadata=page("docs/models.md"),
         tags={"stage": "features", **HOLDS_NO_IDS},
         pool=SPARK_POOL,
@@ -99,6 +97,6 @@ def _days(project: Project, lake: Lake) -> list[date]:
 
 
 def _said(verdicts: Verdicts, partition: Partition) -> list[str]:
-    """What each blocking check said of a day's tokens, at their version."""
+    """The verdict of each blocking check on a day's tokens, at their version."""
     names = feature_tokens.blocking_checks()
     return [verdicts.of(feature_tokens.KEY, name, partition.version, partition.key) for name in names]

@@ -15,8 +15,8 @@ from assets.partitions import SPARK_POOL, keys_of
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.label_values import label_columns
 from pipelines.steps.config.project import Project
-from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings, token_settings
-from pipelines.steps.features.token_fields import audience_fields, names_of, told_signals
+from pipelines.steps.config.settings import MADE_WITH, code_version, event_settings
+from pipelines.steps.features.token_fields import audience_fields, names_of, settings_of_tokens
 from pipelines.steps.labels.as_of_days import label_days, matured_as_of_days, out_of_time_day
 from pipelines.steps.labels.training_rows import (
     IN_TIME,
@@ -87,7 +87,7 @@ SPLIT_CHECKS = [
 def build(project: Project, audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     key = dg.AssetKey([audience.name, "training_set"])
     fields = audience_fields(project, audience)
-    settings = token_settings(project.fields, told_signals(project, project.signals_of(audience)))
+    settings = settings_of_tokens(project, project.signals_of(audience))
     table = TableDescription(table_columns(audience, fields))
     event_columns = list(dict.fromkeys(["device_id", "event_time", *label_columns(audience.label)]))
 

@@ -81,7 +81,7 @@ Rows = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class Places:
-    """Where a copy of the world lies: `events`, `variants`, `audiences`, `data` and Dagster's `home`."""
+    """The folders of a copy of the world: `events`, `variants`, `audiences`, `data` and Dagster's `home`."""
 
     root: Path
 
@@ -123,13 +123,13 @@ class Places:
         return copy
 
     def wire(self) -> dict[str, str]:
-        """What a driver is told of them."""
+        """The places that a driver is told of."""
         return {name: str(self.root / name) for name in ("audiences", "data", "home")}
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """What lies in a place.
+    """The content of a place.
 
     Attributes:
         manifest: It.
@@ -196,7 +196,7 @@ def judge(rows: Rows, expected: Mapping[str, Rows]) -> str:
 
 
 def deliveries(places: Places) -> dict[str, Delivered]:
-    """What the day's places hold, each whole.
+    """The content of the day's places, each whole.
 
     Raises:
         AudienceFactoryError: One does not.

@@ -386,7 +386,7 @@ def ingest_outcome(place: Place, project: Project, scored: date) -> None:
 def outcome_of(
     chain: Place, outcome: Place, audience: Audience, scored: date, spark: SparkSession
 ) -> pd.DataFrame:
-    """Who converted in the horizon, by the chain's own labels: `device_id` and `label`, in order."""
+    """The outcome of the horizon by the chain's own labels: `device_id` and `label`, in order."""
     tokens = chain.lake.read(spark, "feature_tokens", [str(scored)]).select("device_id", "day")
     keys = [str(day) for day in label_days(scored, audience.horizon_days)]
     events = outcome.lake.read(spark, "app_events", keys)

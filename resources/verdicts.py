@@ -4,7 +4,7 @@ Dagster blocks within one run alone. So whoever delivers asks for itself which v
 recorded when they were made, and what the blocking checks said of exactly these.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -60,37 +60,40 @@ class Verdicts:
         waiting = {(day, version) for day, version in versions if (key, day, version) not in self._known}
         if len(waiting) <= FEW:
             return
-        cursor: int | None = None
-        limit = 2 * len(waiting) + PAGE
+        pages = self._pages(key, 2 * len(waiting) + PAGE)
         for _ in range(PAGES):
-            page = self.instance.event_log_storage.get_asset_check_execution_history(
-                key, limit=limit, cursor=cursor
-            )
-            for execution in page:  # newest first
-                evaluation = execution.event.asset_check_evaluation if execution.event else None
-                found = (evaluation.partition, _version_of(evaluation)) if evaluation else None
-                if evaluation and found in waiting:
+            page = next(pages, None)
+            if page is None:
+                self._known |= {(key, *version): NEVER for version in waiting}
+                return
+            for evaluation in page:
+                found = (evaluation.partition, _version_of(evaluation))
+                if found in waiting:
                     self._known[key, *found] = PASSED if evaluation.passed else FAILED
                     waiting.discard(found)
             if not waiting:
                 return
-            if len(page) < limit:
-                self._known |= {(key, *version): NEVER for version in waiting}
-                return
-            cursor = page[-1].id
 
     def _look_up(self, check: dg.AssetCheckKey, day: str | None, version: str) -> str:
+        for page in self._pages(check, PAGE, PartitionKeyFilter(key=day)):
+            for evaluation in page:
+                if _version_of(evaluation) == version:
+                    return PASSED if evaluation.passed else FAILED
+        return NEVER
+
+    def _pages(
+        self, check: dg.AssetCheckKey, size: int, only: PartitionKeyFilter | None = None
+    ) -> Iterator[list[dg.AssetCheckEvaluation]]:
+        """A check's evaluations, newest first, in pages that are read when they are due."""
         cursor: int | None = None
         while True:
             page = self.instance.event_log_storage.get_asset_check_execution_history(
-                check, limit=PAGE, cursor=cursor, partition_filter=PartitionKeyFilter(key=day)
+                check, limit=size, cursor=cursor, partition_filter=only
             )
-            for execution in page:  # newest first
-                evaluation = execution.event.asset_check_evaluation if execution.event else None
-                if evaluation is not None and _version_of(evaluation) == version:
-                    return PASSED if evaluation.passed else FAILED
-            if len(page) < PAGE:
-                return NEVER
+            told = [execution.event.asset_check_evaluation for execution in page if execution.event]
+            yield [evaluation for evaluation in told if evaluation is not None]
+            if len(page) < size:
+                return
             cursor = page[-1].id
 
 

@@ -41,9 +41,9 @@ def torch_probabilities(trained: TrainedLogistic, rows: TrainingRows) -> np.ndar
 
 def test_torch_scores_what_scikit_learn_fitted() -> None:
     rows = simulated_rows()
-    trained = train_logistic(rows, SIZES, LogisticConfig())
+    trained = train_logistic(rows, SIZES, LogisticConfig(tol=1e-9))
     train, test = rows.subset(TRAIN), rows.subset(TEST)
-    reference = LogisticRegression(C=trained.chosen_c, tol=1e-8, max_iter=1_000).fit(
+    reference = LogisticRegression(C=trained.chosen_c, tol=1e-9, max_iter=1_000).fit(
         count_matrix(train.bags, SIZES).astype(np.float64), train.labels
     )
     expected = reference.predict_proba(count_matrix(test.bags, SIZES).astype(np.float64))[:, 1]

@@ -4,7 +4,7 @@ import json
 import time
 
 from pipelines import demo
-from tests.small_project import FIRST_DAY, LAST_DAY, SCORED_DAY, Chain, day_keys
+from tests.small_project import FIRST_DAY, LAST_DAY, SCORED_DAY, SIGNALS, Chain, day_keys
 from tests.ui_server import UiServer, ask
 
 LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries {
@@ -127,7 +127,15 @@ def test_a_table_shows_its_columns_where_they_come_from_and_a_sample(ui: str) ->
 
     columns = {each["name"]: each for each in shown["dagster/column_schema"]["schema"]["columns"]}
     tokens = {"apps", "device_model", "device_name"}
-    assert {"device_id", "day", "last_event_time", "behaviour", "apps_weights", *tokens} <= columns.keys()
+    behaviour = {"behaviour", "apps_distinct", "name_length_amounts", *(f"{name}_past" for name in SIGNALS)}
+    assert columns.keys() == {
+        "device_id",
+        "day",
+        "last_event_time",
+        *tokens,
+        *(f"{field}_weights" for field in tokens),
+        *behaviour,
+    }
     assert columns["apps"]["type"] == "array<string>"
     assert columns["apps"]["description"].startswith("Tokens of `app_package` in the last 3 days (package)")
     lineage = {each["columnName"]: each["columnDeps"] for each in shown["dagster/column_lineage"]["lineage"]}

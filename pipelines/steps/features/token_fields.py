@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.behaviour_names import AMOUNTS, DISTINCT, PAST
 from pipelines.steps.config.fields import MIN_DEVICES
 from pipelines.steps.config.project import Project
+from pipelines.steps.config.settings import token_settings
 from pipelines.steps.config.signals import Signal
 from pipelines.steps.features.behaviour_codes import CODES
 from pipelines.steps.features.behaviours import (
@@ -20,7 +21,7 @@ from pipelines.steps.table_columns import Shown, TableColumn
 
 
 class TokenField(Protocol):
-    """What fitting a vocabulary asks of a field."""
+    """A field of tokens, as fitting a vocabulary asks for it."""
 
     @property
     def name(self) -> str:
@@ -101,6 +102,11 @@ def behaviour_fields(project: Project, signals: Sequence[Signal]) -> tuple[Behav
 def told_signals(project: Project, signals: Sequence[Signal]) -> tuple[Signal, ...]:
     """Those whose past is told: none where the groups of behaviour that tell of it are left out."""
     return tuple(field.signal for field in behaviour_fields(project, signals) if field.signal)
+
+
+def settings_of_tokens(project: Project, signals: Sequence[Signal]) -> dict[str, Any]:
+    """The keys that decide on the rows of `feature_tokens`, as far as they tell of these signals."""
+    return token_settings(project.fields, told_signals(project, signals))
 
 
 def token_fields(project: Project) -> tuple[TokenField, ...]:

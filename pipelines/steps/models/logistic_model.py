@@ -149,6 +149,7 @@ def train_logistic(
     for penalty in config.token_penalty if columns is not None else (1.0,):
         scaled = None if columns is None else _penalized(columns, vocabulary_sizes, penalty)
         parameters = None  # each fit begins where the one of the C before ended
+        path: list[float] = []
         for c in config.C:
             with (
                 beating(Work(f"fitting logistic regression with C = {c}, tokens penalized by {penalty:g}")),
@@ -164,10 +165,11 @@ def train_logistic(
                     expected="finite weights",
                     remedy="try smaller values of C only",
                 )
-            tried[c, penalty] = measure(config.metric, validation.labels, logits)
-            if best is None or tried[c, penalty] > tried[best[0]]:
+            path.append(measure(config.metric, validation.labels, logits))
+            tried[c, penalty] = path[-1]
+            if best is None or path[-1] > tried[best[0]]:
                 best = ((c, penalty), weights, float(bias))
-            if _is_past_its_best([tried[known, penalty] for known in config.C if (known, penalty) in tried]):
+            if _is_past_its_best(path):
                 break
     if best is None:
         raise TrainingError(

@@ -152,8 +152,9 @@ TRIALS: tuple[Mapping[str, Any], ...] = (
     {"max_depth": 6, "reg_lambda": 10.0, "subsample": 1.0, "colsample_bytree": 1.0},
     {"max_depth": 12, "min_child_weight": 10.0, "colsample_bytree": 0.2},
 )
-"""What tuning tries, in this order. The shallow ones are for few devices: with them, a later day in training
-gained .005 of AUC and .009 of precision in the top tenth on a shop's and a grocer's log (2,300 to 4,000)."""
+"""The settings that tuning tries, in this order. The shallow ones are for few devices: with them, a later day
+in training gained .005 of AUC and .009 of precision in the top tenth on a shop's and a grocer's log (2,300 to
+4,000)."""
 GROWN_FURTHER = 4
 """Times the rounds of a trial that the best setting may grow to where it still gained at their end: the limit
 of a trial must not weaken the baseline (hotel_bookings: 517 trees, though they gain but 0.0001)."""
@@ -269,7 +270,7 @@ def _matrix(
 
 
 def _metric_of(metric: Metric) -> Callable[[np.ndarray, xgboost.DMatrix], tuple[str, float]]:
-    """What XGBoost calls after every tree."""
+    """The function that XGBoost calls after every tree."""
 
     def of(probabilities: np.ndarray, rows: xgboost.DMatrix) -> tuple[str, float]:
         return METRIC, measure(metric, rows.get_label(), probabilities)

@@ -70,7 +70,7 @@ class Choice:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What is recorded of it."""
+        """The record of it."""
         return asdict(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a model does to the rows that trained nothing: what a cut delivers, where it errs, what it looks at.
+"""A model on the rows that trained nothing: what a cut delivers, where it errs, what it looks at.
 
 Everything is computed through the scorer that serves, so it holds for any engine. What does not belong
 here: how it looks (`model_card`).
