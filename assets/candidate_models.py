@@ -36,6 +36,7 @@ from pipelines.steps.models.metrics import Difference, Threshold
 from pipelines.steps.progress import working
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
+    HELD_OUT_FILE,
     Candidate,
     Measured,
     find_thresholds,
@@ -164,7 +165,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         A run that was killed goes on from its last epoch when it is run again.
         """
         from pipelines.steps.models.dnn_model import TrainedDnn
-        from pipelines.steps.models.dnn_training import tune_dnn
+        from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
 
         data = read_training_data(audience, lake, models)
         settings = config.settings(training, audience.metric)
@@ -175,48 +176,80 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 return _train_in_processes(
                     context, spark, files, vocabulary, settings, config.processes, streamed
                 )
+            name = "dnn" if files is data.files else "dnn_rehearsal"
             return tune_dnn(
                 files if streamed else _to_learn_from(files),
                 vocabulary.sizes,
                 settings,
                 weight_decays(data.devices_a_day),
-                checkpoint=models.checkpoint(
-                    audience.name, "dnn" if files is data.files else "dnn_rehearsal"
-                ),
+                checkpoint=models.checkpoint(audience.name, name),
             )
 
-        return _train("dnn", audience, data, models, train, _show_curves)
+        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedDnn) -> TrainedDnn:
+            if config.processes > 1:
+                return _train_in_processes(
+                    context, spark, files, vocabulary, found.config, config.processes, streamed, found
+                )
+            return train_dnn(
+                files if streamed else files.read([TRAIN]),
+                vocabulary.sizes,
+                found.config,
+                checkpoint=models.checkpoint(audience.name, "dnn_refit"),
+                epochs=found.best_epochs,
+            )
+
+        trained = _train("dnn", audience, data, models, train, refit, _show_curves)
+        models.remove_checkpoints(audience.name, "dnn")
+        return trained
 
     @candidate_asset("xgboost", {"xgboost"}, of_user)
     @step_body
     def xgboost_model(config: XGBoostTraining, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
         from pipelines.steps.models.model_columns import ordinal_columns
-        from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
+        from pipelines.steps.models.xgboost_model import (
+            TrainedXGBoost,
+            XGBoostConfig,
+            refit_xgboost,
+            tune_xgboost,
+        )
 
         settings = XGBoostConfig(seed=training.seed, metric=audience.metric)
 
-        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedXGBoost:
             columns = ordinal_columns(vocabulary.fields)
             return tune_xgboost(
                 _to_learn_from(files), vocabulary.sizes, settings, trials=config.trials, columns=columns
             )
 
-        return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
+        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedXGBoost) -> TrainedXGBoost:
+            columns = ordinal_columns(vocabulary.fields)
+            return refit_xgboost(files.read([TRAIN]), vocabulary.sizes, found, columns)
+
+        return _train("xgboost", audience, read_training_data(audience, lake, models), models, train, refit)
 
     # Fitted by the one, served by the other.
     @candidate_asset("logistic", {"scikitlearn", "pytorch"}, of_user)
     @step_body
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
-        from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+        from pipelines.steps.models.logistic_model import (
+            LogisticConfig,
+            TrainedLogistic,
+            refit_logistic,
+            train_logistic,
+        )
         from pipelines.steps.models.model_columns import cumulative_columns
 
-        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedLogistic:
             settings, columns = LogisticConfig(metric=audience.metric), cumulative_columns(vocabulary.fields)
             return train_logistic(_to_learn_from(files), vocabulary.sizes, settings, columns)
 
-        return _train("logistic", audience, read_training_data(audience, lake, models), models, train)
+        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedLogistic) -> TrainedLogistic:
+            columns = cumulative_columns(vocabulary.fields)
+            return refit_logistic(files.read([TRAIN]), vocabulary.sizes, found, columns)
+
+        return _train("logistic", audience, read_training_data(audience, lake, models), models, train, refit)
 
     return [
         dnn_model,
@@ -272,7 +305,20 @@ def keep_card(
     promotion: Promotion | None = None,
     rehearsal: Rehearsal | None = None,
 ) -> Card:
-    """Looks at a model on the test rows, and keeps what was found beside its bundle."""
+    """Looks at a model on the test rows, and keeps what was found beside its bundle.
+
+    Args:
+        record: The model's version.
+        scorer: Its bundle, loaded.
+        audience: What it is of.
+        test: The TEST rows.
+        probabilities: [rows], what it gave them before it had seen them.
+        models: Where the card goes.
+        measured: Model → metrics: its own first.
+        differences: Of the other models, in AUC.
+        promotion: What decided on serving; none for a candidate.
+        rehearsal: Of its training, where there was one.
+    """
     properties = record.properties
     facts = {
         "version": record.version,
@@ -282,6 +328,7 @@ def keep_card(
         "horizon": f"{audience.horizon_days} days",
         "negatives kept in training": properties["negatives_kept"],
         **({"chosen": str(Choice.from_dict(properties["choice"]))} if "choice" in properties else {}),
+        "learned from": "train, validation and test devices, with the settings found without the last two",
         "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
     }
     report = report_model(scorer, test.labels, probabilities, test.bags, properties["thresholds"])
@@ -289,7 +336,7 @@ def keep_card(
         report = replace(report, later=rehearsal.later)
     title = f"{audience.name}: {properties.get('model', record.model)}"
     card = make_card(title, facts, report, measured, differences, promotion)
-    kept = {REHEARSAL_FILE: rehearsal.to_bytes()} if rehearsal else {}
+    kept = {REHEARSAL_FILE: rehearsal.scores.to_bytes()} if rehearsal else {}
     models.save_card(record, {**kept, **card.files()})
     return card
 
@@ -305,16 +352,18 @@ def _train(
     data: TrainingData,
     models: ModelStore,
     train: Callable[[TrainingFiles, Vocabulary], M],
+    refit: Callable[[TrainingFiles, Vocabulary, M], M],
     show: Callable[[M], Mapping[str, Any]] = lambda _: {},
 ) -> dg.MaterializeResult[None]:
-    """Trains, keeps and describes a candidate. It never sees the promotion rows.
+    """Trains, measures, refits, keeps and describes a candidate. It never sees the promotion rows.
 
     Args:
         model: Its name.
         audience: What it is of.
         data: The training set.
         models: Where it goes.
-        train: Training set and vocabulary → the model.
+        train: Training set and vocabulary → the model that is measured.
+        refit: All rows for TRAIN rows, vocabulary and that model → the model that is kept.
         show: What else to say of it, as metadata.
     """
     trained = train(data.files, data.vocabulary)
@@ -325,7 +374,10 @@ def _train(
     rehearsal = _rehearse(audience, data, train)
     if rehearsal:
         candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
+    all_rows = data.files.to_refit(kept, audience.training.seed)
+    candidate = replace(candidate, trained=refit(all_rows, data.vocabulary, trained))
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
+    models.save_card(record, {HELD_OUT_FILE: candidate.scores.to_bytes()})
     scorer, measured = models.load(audience.name, model, record.version), {model: candidate.measured}
     card = keep_card(
         record,
@@ -363,6 +415,7 @@ def _train_in_processes(
     settings: DnnConfig,
     processes: int,
     streamed: bool,
+    found: "TrainedDnn | None" = None,
 ) -> "TrainedDnn":
     from pipelines.steps.models.distributed_training import train_dnn_distributed
 
@@ -375,6 +428,7 @@ def _train_in_processes(
         processes=processes,
         local=spark.is_local,
         streamed=streamed,
+        epochs=found.best_epochs if found else None,
     )
 
 

@@ -6,6 +6,7 @@ Sizes in the docstrings: B rows, F fields, V_f ids of field f and V of all field
 M members of an ensemble, N tokens of a batch.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,21 +185,24 @@ class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.dev
 class EpochReport:
     """One point of the training curves; losses are mean binary cross-entropy, in nats.
 
-    The config's metric decides which one is the best.
+    The config's metric decides which one is the best. Where nothing is validated, the last one is, and what
+    the VALIDATION rows would say is NaN.
     """
 
     member: int
     epoch: int
     train_loss: float
-    validation_loss: float
-    validation_auc: float
-    validation_metric: float
-    best_so_far: bool
+    best_so_far: bool = True
+    validation_loss: float = math.nan
+    validation_auc: float = math.nan
+    validation_metric: float = math.nan
 
     def __str__(self) -> str:
+        trained = f"member {self.member}, epoch {self.epoch}: train loss {self.train_loss:.4f}"
+        if math.isnan(self.validation_loss):
+            return trained
         return (
-            f"member {self.member}, epoch {self.epoch}: train loss {self.train_loss:.4f}, validation loss "
-            f"{self.validation_loss:.4f}, AUC {self.validation_auc:.4f}"
+            f"{trained}, validation loss {self.validation_loss:.4f}, AUC {self.validation_auc:.4f}"
             f"{' (best)' if self.best_so_far else ''}"
         )
 

@@ -58,6 +58,7 @@ def train_dnn(
     progress: Callable[[EpochReport], None] = lambda _: None,
     *,
     checkpoint: Path | None = None,
+    epochs: Sequence[int] | None = None,
 ) -> TrainedDnn:
     """Trains each member on the TRAIN rows, keeps its epoch that ranks the VALIDATION rows best.
 
@@ -70,15 +71,21 @@ def train_dnn(
         config: How.
         progress: Called after every epoch; the log tells of each member by itself.
         checkpoint: A file that each epoch is saved to; where it holds a part of this very training,
-            the rest follows it, with the same result as uninterrupted. Removed at the end. Where it
-            cannot be read or written, the training warns and does without it.
+            the rest follows it, with the same result as uninterrupted; of one that ended, nothing is left
+            to do, until the caller removes the file. Where it cannot be read or written, the training warns
+            and does without it.
+        epochs: Of each member, how many to train it, all rows for TRAIN rows and none looked at for
+            validation, as in a refit with what a training before has found; None: validation decides.
 
     Raises:
         TrainingError: The rows are not trainable, or the loss is not finite.
     """
-    train, validation = _splits(rows, vocabulary_sizes)
+    if epochs is None:
+        train, validation = _splits(rows, vocabulary_sizes, [TRAIN, VALIDATION])
+    else:
+        [train], validation = _splits(rows, vocabulary_sizes, [TRAIN]), None
     saved = Checkpoint(
-        checkpoint, _fingerprint(config, vocabulary_sizes, train, validation) if checkpoint else ""
+        checkpoint, _fingerprint(config, vocabulary_sizes, train, validation, epochs) if checkpoint else ""
     )
     began = time.monotonic()
     # dropout knows no generator of its own, so the global one is borrowed and put back
@@ -86,7 +93,8 @@ def train_dnn(
         runs = []
         start = _initial_embeddings(train, config, sum(vocabulary_sizes.values()))
         for member in range(1, config.members + 1):
-            run = _MemberRun.resumed(member, config, list(vocabulary_sizes.values()), start, saved)
+            wanted = None if epochs is None else epochs[member - 1]
+            run = _MemberRun.resumed(member, config, list(vocabulary_sizes.values()), start, saved, wanted)
             with beating(Work(f"training network {member} of {config.members}", run.last_report)) as work:
                 while not run.finished:
                     report = run.epoch(train, validation)
@@ -94,9 +102,8 @@ def train_dnn(
                     run.save(saved)
             logger.info("network %d of %d: %s, %.1f s", member, config.members, run, work.seconds)
             runs.append(run)
-    saved.remove()
-    epochs = sum(len(run.curve) for run in runs)
-    logger.info("%d networks trained: %d epochs, %.1f s", len(runs), epochs, time.monotonic() - began)
+    passes, seconds = sum(len(run.curve) for run in runs), time.monotonic() - began
+    logger.info("%d networks trained: %d epochs, %.1f s", len(runs), passes, seconds)
     return TrainedDnn(
         ensemble_of([run.best_state for run in runs]),
         config,
@@ -122,24 +129,27 @@ def tune_dnn(
         config: What each decay changes.
         weight_decays: One is no tuning; the first of equals is kept.
         progress: As there.
-        checkpoint: As there, of the training under way: a killed run repeats those that were done before.
+        checkpoint: As there; a file of its own for each decay, whose names begin alike.
     """
     tried = []
     for decay in weight_decays:
         own = replace(config, weight_decay=decay)
-        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=checkpoint)
+        saved = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{decay:g}")
+        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=saved)
         logger.info("weight decay %g: validation %s %.4f", decay, config.metric, trained.best_metric)
         tried.append(trained)
     return max(tried, key=lambda trained: trained.best_metric)
 
 
-def _splits(rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, int]) -> tuple[Rows, Rows]:
+def _splits(
+    rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, int], splits: Sequence[int]
+) -> list[Rows]:
     if isinstance(rows, TrainingFiles):
-        rows.check(vocabulary_sizes)
-        return RowsInFiles(rows, TRAIN, vocabulary_sizes), RowsInFiles(rows, VALIDATION, vocabulary_sizes)
-    check_trainable(rows, splits=(TRAIN, VALIDATION))
+        rows.check(vocabulary_sizes, splits)
+        return [RowsInFiles(rows, split, vocabulary_sizes) for split in splits]
+    check_trainable(rows, splits)
     check_vocabulary(rows.bags, vocabulary_sizes)
-    return RowsInMemory(rows, TRAIN, vocabulary_sizes), RowsInMemory(rows, VALIDATION, vocabulary_sizes)
+    return [RowsInMemory(rows, split, vocabulary_sizes) for split in splits]
 
 
 def _initial_embeddings(train: Rows, config: DnnConfig, vocabulary_size: int) -> np.ndarray | None:
@@ -184,9 +194,14 @@ class _MemberRun:
     """The training of one member: all that changes from epoch to epoch."""
 
     def __init__(
-        self, member: int, config: DnnConfig, vocabulary_sizes: Sequence[int], start: np.ndarray | None
+        self,
+        member: int,
+        config: DnnConfig,
+        vocabulary_sizes: Sequence[int],
+        start: np.ndarray | None,
+        epochs: int | None = None,
     ) -> None:
-        self.member, self.config = member, config
+        self.member, self.config, self.epochs = member, config, epochs
         self.device = _device(config.device)
         self.ranks = _Ranks.current()
         seed = config.seed * SEEDS_APART + member
@@ -219,6 +234,8 @@ class _MemberRun:
             torch.manual_seed(seed + SEEDS_APART * SEEDS_APART * (1 + self.ranks.rank))  # of dropout
 
     def __str__(self) -> str:
+        if self.epochs is not None:
+            return f"{len(self.curve)} epochs, as found"
         best = f"{self.config.metric} {self.best_metric:.4f} in epoch {self.best_epoch}"
         return f"{len(self.curve)} epochs, validation {best}"
 
@@ -229,21 +246,29 @@ class _MemberRun:
     @property
     def finished(self) -> bool:
         epochs = len(self.curve)
+        if self.epochs is not None:
+            return epochs >= self.epochs
         return epochs >= self.config.max_epochs or epochs - self.best_epoch >= self.config.patience
 
-    def epoch(self, train: Rows, validation: Rows) -> EpochReport:
-        train_loss = self._pass(train)
+    def epoch(self, train: Rows, validation: Rows | None) -> EpochReport:
+        train_loss, number = self._pass(train), len(self.curve) + 1
+        report = (
+            self._validated(number, train_loss, validation)
+            if validation
+            else EpochReport(self.member, number, train_loss)
+        )
+        if report.best_so_far:
+            self.best_metric, self.best_epoch = report.validation_metric, number
+            self.best_state = {name: tensor.clone() for name, tensor in self._kept().items()}
+        self.curve.append(report)
+        return report
+
+    def _validated(self, number: int, train_loss: float, validation: Rows) -> EpochReport:
         labels, probabilities = validation.labels, self._probabilities(validation)
         metrics = compute_metrics(labels, probabilities)
         found = measure(self.config.metric, labels, probabilities)
-        number = len(self.curve) + 1
         gained = found > self.best_metric
-        if gained:
-            self.best_metric, self.best_epoch = found, number
-            self.best_state = {name: tensor.clone() for name, tensor in self._kept().items()}
-        report = EpochReport(self.member, number, train_loss, metrics.log_loss, metrics.auc, found, gained)
-        self.curve.append(report)
-        return report
+        return EpochReport(self.member, number, train_loss, gained, metrics.log_loss, metrics.auc, found)
 
     def _pass(self, train: Rows) -> float:
         """One pass over the rows in a new order; the mean loss."""
@@ -331,16 +356,17 @@ class _MemberRun:
         vocabulary_sizes: Sequence[int],
         start: np.ndarray | None,
         checkpoint: Checkpoint,
+        epochs: int | None,
     ) -> "_MemberRun":
         """The training of a member where its checkpoint left it; from its beginning, where there is none."""
-        run, state = cls(member, config, vocabulary_sizes, start), checkpoint.state_of(member)
+        run, state = cls(member, config, vocabulary_sizes, start, epochs), checkpoint.state_of(member)
         if state is None:
             return run
         try:
             run._take_up(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             checkpoint.distrust(error)
-            return cls(member, config, vocabulary_sizes, start)  # the other one is restored in part
+            return cls(member, config, vocabulary_sizes, start, epochs)  # the other one is restored in part
         return run
 
     def _take_up(self, state: State) -> None:
@@ -367,12 +393,16 @@ class _MemberRun:
 
 
 def _fingerprint(
-    config: DnnConfig, vocabulary_sizes: Mapping[str, int], train: Rows, validation: Rows
+    config: DnnConfig,
+    vocabulary_sizes: Mapping[str, int],
+    train: Rows,
+    validation: Rows | None,
+    epochs: Sequence[int] | None,
 ) -> str:
     machine = _device(config.device), torch.__version__
-    content = hashlib.sha256(repr((config, dict(vocabulary_sizes), *machine)).encode())
-    content.update(train.fingerprint())
-    content.update(validation.fingerprint())
+    content = hashlib.sha256(repr((config, dict(vocabulary_sizes), epochs, *machine)).encode())
+    for rows in (train, validation):
+        content.update(rows.fingerprint() if rows else b"")
     return content.hexdigest()
 
 
