@@ -36,6 +36,7 @@ from pipelines.steps.models.metrics import Difference, Threshold
 from pipelines.steps.progress import working
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
+    CODE_VERSION,
     HELD_OUT_FILE,
     Candidate,
     Measured,
@@ -138,24 +139,24 @@ DAYS_SHOWN = 8
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
-    of_user = training.model_dump(include={"seed", "max_epochs", "patience"})
-    of_user["metric"] = str(audience.metric)
+    of_every_model = [CODE_VERSION, training.seed, str(audience.metric)]
+    of_network = [asdict(NETWORK), training.max_epochs, training.patience]
 
     def candidate_asset(
-        name: str, kinds: set[str], settings: Any
+        name: str, kinds: set[str], settings: Sequence[Any] = ()
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-        """The decorator of a candidate's asset, which `settings` decide on beside the rows."""
+        """The decorator of a candidate's asset, which `settings` of its own decide on, too."""
         return dg.asset(
             key=[audience.name, f"{name}_model"],
             kinds=kinds,
             deps=[[audience.name, "training_set"]],
             group_name=audience.name,
-            code_version=code_version(settings),
+            code_version=code_version([*of_every_model, *settings]),
             metadata=page("docs/models.md"),
             tags={"stage": "models", **HOLDS_NO_IDS},
         )
 
-    @candidate_asset("dnn", {"pytorch"}, [asdict(NETWORK), of_user])
+    @candidate_asset("dnn", {"pytorch"}, of_network)
     @step_body
     def dnn_model(
         context: dg.AssetExecutionContext, config: DnnTraining, spark: Spark, lake: Lake, models: ModelStore
@@ -202,7 +203,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         models.remove_checkpoints(audience.name, "dnn")
         return trained
 
-    @candidate_asset("xgboost", {"xgboost"}, of_user)
+    @candidate_asset("xgboost", {"xgboost"})
     @step_body
     def xgboost_model(config: XGBoostTraining, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
@@ -229,7 +230,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         return _train("xgboost", audience, read_training_data(audience, lake, models), models, train, refit)
 
     # Fitted by the one, served by the other.
-    @candidate_asset("logistic", {"scikitlearn", "pytorch"}, of_user)
+    @candidate_asset("logistic", {"scikitlearn", "pytorch"})
     @step_body
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
