@@ -74,8 +74,8 @@ def train_dnn(
             the rest follows it, with the same result as uninterrupted; of one that ended, nothing is left
             to do, until the caller removes the file. Where it cannot be read or written, the training warns
             and does without it.
-        epochs: Of each member, how many to train it, all rows for TRAIN rows and none looked at for
-            validation, as in a refit with what a training before has found; None: validation decides.
+        epochs: Of each member, how many to train it, in a refit: no VALIDATION row is looked at, a training
+            before has found the number. None: validation decides.
 
     Raises:
         TrainingError: The rows are not trainable, or the loss is not finite.
