@@ -23,6 +23,7 @@ from benchmarks.events_figures import (
 from benchmarks.measure import Ratio, Report
 from pipelines.steps.config.audience import SegmentSpec
 from pipelines.steps.errors import DataError
+from pipelines.steps.promotion.promises import measure_promises, tenths, top_segments
 
 CHAMPION = "champion"
 TOKENS_ONLY, FEATURETOOLS = "tokens only", "featuretools"
@@ -31,6 +32,8 @@ PAIRS = ((CHAMPION, TOKENS_ONLY), (CHAMPION, FEATURETOOLS), ("dnn", "xgboost"))
 """What is compared besides the champion with the script's chosen variant."""
 
 LEAST_DEVICES = 10
+PROMISING_DEVICES = 200
+"""Devices of a segment whose mean probability is held against what happened."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def judge(
             "of_each_training": [figures_of(labels, trained) for trained in models[name]],
             "interval": _intervals(draws[name]),
             "segments": cut[name],
+            "promises": _promises(labels, models[name]),
             "note": each.note,
         }
         for name, each in contestants.items()
@@ -172,6 +176,17 @@ def _cut_segments(
     return found
 
 
+def _promises(labels: np.ndarray, trainings: Sequence[np.ndarray]) -> dict[str, int]:
+    """The tops and tenths of PROMISING_DEVICES or more, of all trainings, and how many kept their promise."""
+    found = [
+        promise.kept
+        for trained in trainings
+        for promise in measure_promises(labels, trained, top_segments(trained) | tenths(trained)).segments
+        if promise.rows >= PROMISING_DEVICES
+    ]
+    return {"segments": len(found), "kept": sum(found)}
+
+
 def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in figures])) for name in FIGURES}
 
@@ -189,9 +204,11 @@ def models_table(
     for model, found in summary["models"].items():
         figures = [f"{found['figures'][name]:.4f}" for name in FIGURES]
         cells = [_cell(found["segments"][segment]) for segment in segments]
+        cells.append(f"{found['promises']['kept']} of {found['promises']['segments']}")
         took = (seconds or {}).get(model)
         lines.append([model, *figures, *cells, "" if took is None else f"{took:.0f}", found["note"]])
-    titles = ["model", *(name.replace("_", " ") for name in FIGURES), *segments, "seconds", ""]
+    named = [name.replace("_", " ") for name in FIGURES]
+    titles = ["model", *named, *segments, "promises kept", "seconds", ""]
     return str(tabulate(lines, headers=titles, disable_numparse=True))
 
 

@@ -368,11 +368,30 @@ def test_the_champion_is_compared_with_the_scripts_choice_in_pairs(contest: Resu
     assert auc.share_not_better < 0.2
 
 
+def test_promises_are_those_of_large_segments_of_every_training() -> None:
+    devices = np.array([f"{n:04}" for n in range(2_000)])
+    certain, random = np.linspace(0.02, 0.98, 2_000), np.random.default_rng(0)
+    outcome = pd.DataFrame({"device_id": devices, "label": (random.random(2_000) < certain).astype(int)})
+    boastful = 1 / (1 + (1 / certain - 1) ** 4)  # logits four times as large
+    found = judge(
+        outcome,
+        {
+            "champion": Contestant(devices, [certain, certain]),
+            "dnn": Contestant(devices, [np.asarray(boastful)]),
+        },
+        [],
+    ).summary["models"]
+    # tops of 10 and 20%, and ten tenths
+    assert found["champion"]["promises"] == {"segments": 24, "kept": 24}
+    assert found["dnn"]["promises"]["segments"] == 12
+    assert found["dnn"]["promises"]["kept"] <= 4
+
+
 def test_the_table_has_a_line_per_model_and_the_report_the_missing_ones(contest: Result) -> None:
     table = models_table(contest.summary, ["sure", "top"], {"champion": 12.4})
     champion = next(line for line in table.splitlines() if line.startswith("champion"))
     assert "0.500 of 4" in champion
-    assert champion.split()[-2:] == ["12", "dnn"]
+    assert champion.split()[-5:] == ["0", "of", "0", "12", "dnn"]
 
     written = report_of({"buyers": contest, "others": contest}, {"chain: x": [1.0]}, {"seeds": 1}).to_json()
 

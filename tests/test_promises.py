@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import demo
 from pipelines.steps.promotion.model_report import Share
-from pipelines.steps.promotion.promises import Promise, measure_promises, top_segments
+from pipelines.steps.promotion.promises import Promise, measure_promises, tenths, top_segments
 
 EVERYBODY = np.ones(400, dtype=bool)
 
@@ -57,6 +57,13 @@ def test_tops_are_of_the_most_probable() -> None:
         "top 20%": 10,
     }
     assert np.flatnonzero(tops["top 10%"]).tolist() == [45, 46, 47, 48, 49]
+
+
+def test_tenths_are_all_rows_once_the_most_probable_first() -> None:
+    parts = tenths(np.linspace(0, 1, 25))
+    assert np.flatnonzero(parts["tenth 1"]).tolist() == [22, 23, 24]
+    assert [int(chosen.sum()) for chosen in parts.values()] == [3, 2, 3, 2, 3, 2, 3, 2, 3, 2]
+    assert np.sum(list(parts.values()), axis=0).tolist() == [1] * 25
 
 
 def test_the_demo_tells_what_its_segments_promised() -> None:

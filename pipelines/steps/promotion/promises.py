@@ -109,9 +109,21 @@ def measure_promises(
 
 def top_segments(probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """The most probable rows, by some shares: name → bool [rows]."""
+    place = _places(probabilities)
+    return {f"top {share:.0%}": place < ceil(share * len(place)) for share in TOPS}
+
+
+def tenths(probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """All rows by their probability, in ten parts, the most probable first: name → bool [rows]."""
+    place = _places(probabilities)
+    return {f"tenth {part + 1}": place * 10 // len(place) == part for part in range(10)}
+
+
+def _places(probabilities: np.ndarray) -> np.ndarray:
+    """[rows], from 0, the most probable first."""
     place = np.empty(len(probabilities), dtype=np.int64)
     place[np.argsort(-probabilities, kind="stable")] = np.arange(len(probabilities))
-    return {f"top {share:.0%}": place < ceil(share * len(probabilities)) for share in TOPS}
+    return place
 
 
 def _base_rate_shift(logits: np.ndarray, rate: float) -> float:
