@@ -137,6 +137,34 @@ def test_weights_that_have_learned_nothing_change_no_bit(pooling: Pooling) -> No
     )
 
 
+BEHAVIOUR_SIZES = {"apps": 4, "behaviour": 5, "buyers_past": 3}
+BEHAVIOUR_ROWS: EncodedRows = {
+    "apps": Ragged.from_lists([[2, 3], [3]], [[0, 7], [1]]),
+    "behaviour": Ragged.from_lists([[2, 4], [1, 3]]),
+    "buyers_past": Ragged.from_lists([[2], [0]]),
+}
+
+
+def test_each_code_of_behaviour_is_a_column_of_the_first_layers_weights() -> None:
+    net = AudienceNet([4, 5, 3], embedding_dim=1, hidden=(2,), multi_hot_fields=2).eval()
+    net.load_state_dict(
+        {
+            "embeddings": torch.tensor([[0.0], [0.0], [1.0], [3.0]]),
+            "multi_hot.weights": torch.tensor(
+                # missing, unknown and three codes of behaviour; missing, unknown and one of buyers_past
+                [[100.0, 0], [0, 0.25], [10, -1], [0, 1], [20, -2], [-7, 0], [50, 0], [0, -4]]
+            ),
+            "feed_forward.0.0.weight": torch.tensor([[1.0], [2.0]]),
+            "feed_forward.0.0.bias": torch.tensor([0.0, 3.0]),
+            "feed_forward.0.3.weight": torch.tensor([[1.0, 1000.0]]),
+            "feed_forward.0.3.bias": torch.zeros(1),
+        }
+    )
+    # of the first row max(0, 2 + 10 + 20 + 0) and max(0, 4 + 3 - 1 - 2 - 4); of the second the codes that
+    # are missing and unknown: max(0, 3 - 7) and max(0, 6 + 3 + 0.25 + 1)
+    assert net(to_tensors(BEHAVIOUR_ROWS, BEHAVIOUR_SIZES)).tolist() == [32.0, 10250.0]
+
+
 def test_codes_of_a_field_are_looked_up_in_its_own_weights() -> None:
     rows = {"apps": Ragged.from_lists([[2], [3]]), "model": Ragged.from_lists([[2], [3]], [[7], [255]])}
     _, _, codes = to_tensors(rows, SIZES)

@@ -76,6 +76,15 @@ def as_tensors(packed: Ragged, device: str = "cpu") -> Bags:
     return ids.to(device), offsets, torch.from_numpy(packed.codes.astype(np.int32)).to(device)
 
 
+def split_bags(bags: Bags, first: int, others: int) -> tuple[Bags, Bags]:
+    """The bags of so many first fields, and those of the others; ids stay those of the one table."""
+    ids, offsets, codes = bags
+    cut = (len(offsets) - 1) // (first + others) * first
+    tokens = int(offsets[cut])
+    parts = (None, None) if codes is None else (codes[:tokens], codes[tokens:])
+    return (ids[:tokens], offsets[: cut + 1], parts[0]), (ids[tokens:], offsets[cut:] - tokens, parts[1])
+
+
 SHUFFLED_ROWS = 262_144
 """Rows that are shuffled together when they are streamed; all of them, when they are in memory."""
 Batch = tuple[np.ndarray, Ragged]

@@ -1,8 +1,11 @@
 """The network's settings, without PyTorch: what offers them to a user need not wait for its import."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
+from pipelines.steps.config.behaviour_names import is_behaviour
 from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
 from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 
@@ -25,6 +28,8 @@ class DnnConfig:
         pooling: How a row's embeddings become one.
         token_counts: Whether the number of a field's tokens is an input.
         token_weights: Whether a token weighs by how often, on how many days and how lately it was seen.
+        multi_hot_behaviour: Whether each code of a behaviour is an input of the first layer, 1 or 0, rather
+            than one of the embeddings that a field's vector is pooled of.
         embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_std: Standard deviation of the initial embeddings.
         embedding_init: Root mean square of the embeddings that training starts from, found by correspondence
@@ -55,6 +60,7 @@ class DnnConfig:
     pooling: Pooling = "sqrt_n"
     token_counts: bool = True
     token_weights: bool = True
+    multi_hot_behaviour: bool = True
     embedding_dropout: float = 0.2
     embedding_init_std: float = 0.01
     embedding_init: float = 0.3
@@ -79,6 +85,7 @@ class DnnConfig:
             "pooling": "mean",
             "token_counts": False,
             "token_weights": False,
+            "multi_hot_behaviour": False,
             "embedding_dropout": 0.0,
             "token_dropout": 0.0,
             "embedding_eps": 1e-8,
@@ -93,6 +100,12 @@ class DnnConfig:
         if self.batch_rows is not None:
             return self.batch_rows
         return next((size for size in (512, 256, 128, 64) if rows >= MIN_STEPS * size), 32)
+
+    def multi_hot_fields(self, fields: Sequence[str]) -> int:
+        """Number of the last fields that are multi-hot: those of behaviour, which come after all others."""
+        if not self.multi_hot_behaviour:
+            return 0
+        return min(len(list(takewhile(is_behaviour, reversed(fields)))), len(fields) - 1)
 
     @property
     def architecture(self) -> dict[str, object]:

@@ -84,9 +84,9 @@ def train_dnn(
     # dropout knows no generator of its own, so the global one is borrowed and put back
     with torch_threads(config.threads), torch.random.fork_rng():
         runs = []
-        start = _initial_embeddings(train, config, sum(vocabulary_sizes.values()))
+        start = _initial_embeddings(train, config, vocabulary_sizes)
         for member in range(1, config.members + 1):
-            run = _MemberRun.resumed(member, config, list(vocabulary_sizes.values()), start, saved)
+            run = _MemberRun.resumed(member, config, vocabulary_sizes, start, saved)
             with beating(Work(f"training network {member} of {config.members}", run.last_report)) as work:
                 while not run.finished:
                     report = run.epoch(train, validation)
@@ -102,6 +102,7 @@ def train_dnn(
         config,
         tuple(report for run in runs for report in run.curve),
         tuple(run.best_epoch for run in runs),
+        config.multi_hot_fields(list(vocabulary_sizes)),
     )
 
 
@@ -142,13 +143,20 @@ def _splits(rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, i
     return RowsInMemory(rows, TRAIN, vocabulary_sizes), RowsInMemory(rows, VALIDATION, vocabulary_sizes)
 
 
-def _initial_embeddings(train: Rows, config: DnnConfig, vocabulary_size: int) -> np.ndarray | None:
-    """float32 [V, D], or None; of SHUFFLED_ROWS rows at most, which tell of any token that is not rare."""
+def _initial_embeddings(
+    train: Rows, config: DnnConfig, vocabulary_sizes: Mapping[str, int]
+) -> np.ndarray | None:
+    """float32 [V, D], or None; of SHUFFLED_ROWS rows at most, which tell of any token that is not rare.
+
+    Behaviour tells which tokens are alike, too, also where it has no embeddings itself.
+    """
     if config.embedding_init == 0:
         return None
     labels, packed = next(train.shuffled(SHUFFLED_ROWS, np.random.default_rng(config.seed)))
-    points = correspondence_embeddings(packed, len(labels), vocabulary_size, config.embedding_dim)
-    return points * np.float32(config.embedding_init)
+    sizes = list(vocabulary_sizes.values())
+    points = correspondence_embeddings(packed, len(labels), sum(sizes), config.embedding_dim)
+    pooled = sum(sizes[: len(sizes) - config.multi_hot_fields(list(vocabulary_sizes))])
+    return points[:pooled] * np.float32(config.embedding_init)
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,7 @@ class _MemberRun:
     """The training of one member: all that changes from epoch to epoch."""
 
     def __init__(
-        self, member: int, config: DnnConfig, vocabulary_sizes: Sequence[int], start: np.ndarray | None
+        self, member: int, config: DnnConfig, vocabulary_sizes: Mapping[str, int], start: np.ndarray | None
     ) -> None:
         self.member, self.config = member, config
         self.device = _device(config.device)
@@ -194,8 +202,9 @@ class _MemberRun:
         self.random = np.random.default_rng(seed)
         single = {**config.architecture, "members": 1}
         self.network = AudienceNet(
-            vocabulary_sizes,
+            list(vocabulary_sizes.values()),
             **single,  # type: ignore[arg-type]
+            multi_hot_fields=config.multi_hot_fields(list(vocabulary_sizes)),
             dropout=config.dropout,
             embedding_dropout=config.embedding_dropout,
             embedding_init_std=config.embedding_init_std,
@@ -206,6 +215,10 @@ class _MemberRun:
             {"params": [self.network.embeddings], "eps": config.embedding_eps},
             {"params": list(self.network.feed_forward.parameters())},
         ]
+        if self.network.multi_hot is not None:
+            parameter_groups.append(
+                {"params": list(self.network.multi_hot.parameters()), "eps": config.embedding_eps}
+            )
         if self.network.token_weights is not None:
             parameter_groups.append({"params": list(self.network.token_weights.parameters())})
         self.optimizer = torch.optim.AdamW(
@@ -328,7 +341,7 @@ class _MemberRun:
         cls,
         member: int,
         config: DnnConfig,
-        vocabulary_sizes: Sequence[int],
+        vocabulary_sizes: Mapping[str, int],
         start: np.ndarray | None,
         checkpoint: Checkpoint,
     ) -> "_MemberRun":
