@@ -16,6 +16,7 @@ import torch
 from pipelines.steps.config.metric import PrecisionAt
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.features.token_weights import codes_of
 from pipelines.steps.labels.training_rows import (
     TEST,
@@ -25,11 +26,14 @@ from pipelines.steps.labels.training_rows import (
     TrainingRows,
     check_trainable,
 )
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.cpu_kernels import Dropout
 from pipelines.steps.models.dnn_batches import as_tensors, to_tensors
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling, weight_decays
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of
 from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
+from pipelines.steps.models.metrics import compute_metrics
 
 SIZES = {"apps": 5, "model": 4}
 BATCH: EncodedRows = {
@@ -165,6 +169,65 @@ def test_each_code_of_behaviour_is_a_column_of_the_first_layers_weights() -> Non
     assert net(to_tensors(BEHAVIOUR_ROWS, BEHAVIOUR_SIZES)).tolist() == [32.0, 10250.0]
 
 
+@pytest.mark.parametrize("fields", [-1, 2])
+def test_a_network_of_multi_hot_fields_alone_is_refused(fields: int) -> None:
+    with pytest.raises(ValueError, match=f"{fields} of 2 fields cannot be multi-hot"):
+        seeded_net(multi_hot_fields=fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "multi_hot"),
+    [
+        (["apps", "model"], 0),
+        (["apps", "behaviour", "apps_distinct", "buyers_past"], 3),
+        (["behaviour", "apps"], 0),  # a place that no project gives it
+        (["behaviour", "buyers_past"], 1),
+    ],
+)
+def test_fields_of_behaviour_are_multi_hot(fields: Sequence[str], multi_hot: int) -> None:
+    assert DnnConfig().multi_hot_fields(fields) == multi_hot
+    assert DnnConfig.published().multi_hot_fields(fields) == 0
+
+
+def behaving_rows(rows: int = 900) -> TrainingRows:
+    """Of the codes 2, 3 and 4, 5 of two behaviours, the first or the second of both make a positive likely."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 2, size=(rows, 2))
+    likely = codes[:, 0] == codes[:, 1]
+    bags = {
+        "apps": Ragged.from_lists([[2]] * rows),
+        "behaviour": Ragged.from_lists((codes + [2, 4]).tolist()),
+    }
+    labels = random.random(rows) < np.where(likely, 0.9, 0.1)
+    return TrainingRows(labels.astype(np.float32), (np.arange(rows) % 3).astype(np.int8), bags)
+
+
+def test_what_behaviours_tell_together_is_learned(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(
+        (FieldVocabulary("apps", 1, ("a",)), FieldVocabulary("behaviour", 2, ("x=0", "x=1", "y=0", "y=1")))
+    )
+    rows = behaving_rows()
+    trained = train_dnn(rows, vocabulary.sizes, replace(SMALL, members=2, max_epochs=20))
+    assert trained.curves[-1].validation_auc > 0.8
+    assert trained.architecture["multi_hot_fields"] == 1
+    assert {name: tuple(trained.state[name].shape) for name in ("embeddings", "multi_hot.weights")} == {
+        "embeddings": (3, 2 * 4),
+        "multi_hot.weights": (6, 2 * 8),
+    }
+    write_bundle(tmp_path / "b", trained, vocabulary, training_days=[], code_version="test", metrics={})
+    scores = load_bundle(tmp_path / "b").score(rows.bags)
+    tested = rows.split == TEST
+    assert compute_metrics(rows.labels[tested], scores[tested]).auc > 0.8
+
+
+def test_where_nothing_tells_of_behaviour_the_network_is_the_same_to_the_bit() -> None:
+    pooled = replace(SMALL, multi_hot_behaviour=False)
+    with_setting, without = train(simulated_rows()), train(simulated_rows(), pooled)
+    assert with_setting.weights() == without.weights()
+    assert with_setting.architecture == without.architecture
+    assert "multi_hot_fields" not in without.architecture
+
+
 def test_codes_of_a_field_are_looked_up_in_its_own_weights() -> None:
     rows = {"apps": Ragged.from_lists([[2], [3]]), "model": Ragged.from_lists([[2], [3]], [[7], [255]])}
     _, _, codes = to_tensors(rows, SIZES)
@@ -184,13 +247,21 @@ def test_training_learns_what_codes_tell() -> None:
     assert aucs[1] == 0.5
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("weighted", "multi_hot"), [(False, 0), (True, 0), (True, 1)])
 @pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
-def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling, weighted: bool) -> None:
+def test_the_gradient_in_training_is_that_of_pytorch(
+    pooling: Pooling, weighted: bool, multi_hot: int
+) -> None:
     """The sum has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
     torch.manual_seed(0)
     network = AudienceNet(
-        [6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_std=1.0, token_weights=weighted
+        [6, 5],
+        embedding_dim=3,
+        hidden=(4,),
+        pooling=pooling,
+        embedding_init_std=1.0,
+        token_weights=weighted,
+        multi_hot_fields=multi_hot,
     )
     packed = Ragged.from_lists([[1, 1, 2], [5], [0], [6, 7, 7, 10], [8], [6, 6]])
     bags = as_tensors(
@@ -204,11 +275,11 @@ def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling, weighted:
         network.train(mode).zero_grad()
         logits = network(bags)
         logits.square().sum().backward()
-        learned = [network.embeddings, *(network.token_weights.parameters() if network.token_weights else [])]
+        learned = [network.embeddings, *network.parameters()]
         found[mode] = (logits.detach(), *[p.grad.clone() for p in learned])  # type: ignore[union-attr]
     for ours, theirs in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert found[True][1][[3, 4, 9]].abs().sum() == 0  # tokens that no row has
+    assert found[True][1][[3, 4]].abs().sum() == 0  # tokens that no row has
 
 
 def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged
@@ -76,13 +77,20 @@ def as_tensors(packed: Ragged, device: str = "cpu") -> Bags:
     return ids.to(device), offsets, torch.from_numpy(packed.codes.astype(np.int32)).to(device)
 
 
-def split_bags(bags: Bags, first: int, others: int) -> tuple[Bags, Bags]:
-    """The bags of so many first fields, and those of the others; ids stay those of the one table."""
+def split_bags(bags: Bags, first: int, others: int) -> tuple[Bags, tuple[Tensor, Tensor]]:
+    """The bags of so many first fields; of the others ids and offsets of one bag a row, field after field."""
     ids, offsets, codes = bags
-    cut = (len(offsets) - 1) // (first + others) * first
+    rows = (len(offsets) - 1) // (first + others)
+    cut = rows * first
     tokens = int(offsets[cut])
-    parts = (None, None) if codes is None else (codes[:tokens], codes[tokens:])
-    return (ids[:tokens], offsets[: cut + 1], parts[0]), (ids[tokens:], offsets[cut:] - tokens, parts[1])
+    rest, starts = ids[tokens:], offsets[cut:-1] - tokens
+    lengths = offsets[cut:].diff().view(others, rows)
+    of_rows = functional.pad(lengths.sum(dim=0).cumsum(dim=0), (1, 0))
+    moves = of_rows[:-1] + lengths.cumsum(dim=0) - lengths - starts.view(others, rows)
+    places = torch.arange(len(rest), device=rest.device)
+    places += moves.flatten().repeat_interleave(lengths.flatten(), output_size=len(rest))
+    of_first = ids[:tokens], offsets[: cut + 1], None if codes is None else codes[:tokens]
+    return of_first, (torch.empty_like(rest).index_copy_(0, places, rest), of_rows.to(offsets.dtype))
 
 
 SHUFFLED_ROWS = 262_144

@@ -79,13 +79,13 @@ class AudienceNet(nn.Module):
         self.token_weights = TokenWeights(members, self.fields) if token_weights else None
         inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
         self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
-        self.multi_hot = MultiHot(multi_hot, members, [*hidden, 1][0]) if multi_hot else None
+        self.multi_hot = MultiHot(sum(multi_hot), members, [*hidden, 1][0]) if multi_hot else None
 
     def forward(self, bags: Bags) -> Tensor:
         """Logits [B] of `to_tensors`' ids [N], offsets [F·B + 1] and codes [N]."""
         if self.multi_hot is None:
             return self._logits(bags, None)
-        pooled, (ids, offsets, _) = split_bags(bags, self.fields, self.multi_hot_fields)
+        pooled, (ids, offsets) = split_bags(bags, self.fields, self.multi_hot_fields)
         return self._logits(pooled, self.multi_hot(ids - len(self.embeddings), offsets))
 
     def _logits(self, bags: Bags, of_multi_hot: Tensor | None) -> Tensor:
@@ -164,21 +164,20 @@ class MultiHot(nn.Module):
     """What the tokens of the multi-hot fields add to the first layer: a column of its weights for each token.
 
     Args:
-        vocabulary_sizes: V_f of these fields.
+        vocabulary_size: Number of these fields' ids.
         members: M.
         width: H.
     """
 
-    def __init__(self, vocabulary_sizes: Sequence[int], members: int, width: int) -> None:
+    def __init__(self, vocabulary_size: int, members: int, width: int) -> None:
         super().__init__()
-        self.fields, self.members, self.width = len(vocabulary_sizes), members, width
-        self.weights = nn.Parameter(torch.zeros(sum(vocabulary_sizes), members * width))
+        self.members = members
+        self.weights = nn.Parameter(torch.zeros(vocabulary_size, members * width))
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
-        """M × B × H"""
-        rows = (len(offsets) - 1) // self.fields
+        """M × B × H of bags [B]."""
         sums = sums_of_bags(self.weights, ids, offsets, training=self.training)
-        return sums.view(self.fields, rows, self.members, self.width).sum(dim=0).transpose(0, 1)
+        return sums.unflatten(1, (self.members, -1)).transpose(0, 1)
 
 
 def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
