@@ -36,6 +36,8 @@ from pipelines.steps.models.metrics import Difference, Threshold
 from pipelines.steps.progress import working
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
+    CODE_VERSION,
+    HELD_OUT_FILE,
     Candidate,
     Measured,
     find_thresholds,
@@ -137,34 +139,35 @@ DAYS_SHOWN = 8
 
 def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     training = audience.training
-    of_user = training.model_dump(include={"seed", "max_epochs", "patience"})
-    of_user["metric"] = str(audience.metric)
+    of_every_model = [CODE_VERSION, training.seed, str(audience.metric)]
+    of_network = [asdict(NETWORK), training.max_epochs, training.patience]
 
     def candidate_asset(
-        name: str, kinds: set[str], settings: Any
+        name: str, kinds: set[str], settings: Sequence[Any] = ()
     ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-        """The decorator of a candidate's asset, which `settings` decide on beside the rows."""
+        """The decorator of a candidate's asset, which `settings` of its own decide on, too."""
         return dg.asset(
             key=[audience.name, f"{name}_model"],
             kinds=kinds,
             deps=[[audience.name, "training_set"]],
             group_name=audience.name,
-            code_version=code_version(settings),
+            code_version=code_version([*of_every_model, *settings]),
             metadata=page("docs/models.md"),
             tags={"stage": "models", **HOLDS_NO_IDS},
         )
 
-    @candidate_asset("dnn", {"pytorch"}, [asdict(NETWORK), of_user])
+    @candidate_asset("dnn", {"pytorch"}, of_network)
     @step_body
     def dnn_model(
         context: dg.AssetExecutionContext, config: DnnTraining, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
-        """The network: embeddings pooled per field, feed-forward; a few of them, averaged.
+        """The network: embeddings pooled per field, behaviour as it is, feed-forward; a few, averaged.
 
         A run that was killed goes on from its last epoch when it is run again.
         """
         from pipelines.steps.models.dnn_model import TrainedDnn
-        from pipelines.steps.models.dnn_training import tune_dnn
+        from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
+        from pipelines.steps.models.model_columns import cumulative_columns
 
         data = read_training_data(audience, lake, models)
         settings = config.settings(training, audience.metric)
@@ -175,48 +178,82 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 return _train_in_processes(
                     context, spark, files, vocabulary, settings, config.processes, streamed
                 )
+            name = "dnn" if files is data.files else "dnn_rehearsal"
             return tune_dnn(
                 files if streamed else _to_learn_from(files),
                 vocabulary.sizes,
                 settings,
                 weight_decays(data.devices_a_day),
-                checkpoint=models.checkpoint(
-                    audience.name, "dnn" if files is data.files else "dnn_rehearsal"
-                ),
+                checkpoint=models.checkpoint(audience.name, name),
+                columns=cumulative_columns(vocabulary.fields),
             )
 
-        return _train("dnn", audience, data, models, train, _show_curves)
+        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedDnn) -> TrainedDnn:
+            if config.processes > 1:
+                return _train_in_processes(
+                    context, spark, files, vocabulary, found.config, config.processes, streamed, found
+                )
+            return train_dnn(
+                files if streamed else files.read([TRAIN]),
+                vocabulary.sizes,
+                found.config,
+                checkpoint=models.checkpoint(audience.name, "dnn_refit"),
+                epochs=found.best_epochs,
+                columns=cumulative_columns(vocabulary.fields),
+            )
 
-    @candidate_asset("xgboost", {"xgboost"}, of_user)
+        trained = _train("dnn", audience, data, models, train, refit, _show_curves)
+        models.remove_checkpoints(audience.name, "dnn")
+        return trained
+
+    @candidate_asset("xgboost", {"xgboost"})
     @step_body
     def xgboost_model(config: XGBoostTraining, lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Boosted trees on the same rows, as a sparse matrix, tuned within a budget."""
         from pipelines.steps.models.model_columns import ordinal_columns
-        from pipelines.steps.models.xgboost_model import XGBoostConfig, tune_xgboost
+        from pipelines.steps.models.xgboost_model import (
+            TrainedXGBoost,
+            XGBoostConfig,
+            refit_xgboost,
+            tune_xgboost,
+        )
 
         settings = XGBoostConfig(seed=training.seed, metric=audience.metric)
 
-        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedXGBoost:
             columns = ordinal_columns(vocabulary.fields)
             return tune_xgboost(
                 _to_learn_from(files), vocabulary.sizes, settings, trials=config.trials, columns=columns
             )
 
-        return _train("xgboost", audience, read_training_data(audience, lake, models), models, train)
+        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedXGBoost) -> TrainedXGBoost:
+            columns = ordinal_columns(vocabulary.fields)
+            return refit_xgboost(files.read([TRAIN]), vocabulary.sizes, found, columns)
+
+        return _train("xgboost", audience, read_training_data(audience, lake, models), models, train, refit)
 
     # Fitted by the one, served by the other.
-    @candidate_asset("logistic", {"scikitlearn", "pytorch"}, of_user)
+    @candidate_asset("logistic", {"scikitlearn", "pytorch"})
     @step_body
     def logistic_model(lake: Lake, models: ModelStore) -> dg.MaterializeResult[None]:
         """Logistic regression on the same rows, as a sparse matrix."""
-        from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
+        from pipelines.steps.models.logistic_model import (
+            LogisticConfig,
+            TrainedLogistic,
+            refit_logistic,
+            train_logistic,
+        )
         from pipelines.steps.models.model_columns import cumulative_columns
 
-        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedModel:
+        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedLogistic:
             settings, columns = LogisticConfig(metric=audience.metric), cumulative_columns(vocabulary.fields)
             return train_logistic(_to_learn_from(files), vocabulary.sizes, settings, columns)
 
-        return _train("logistic", audience, read_training_data(audience, lake, models), models, train)
+        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedLogistic) -> TrainedLogistic:
+            columns = cumulative_columns(vocabulary.fields)
+            return refit_logistic(files.read([TRAIN]), vocabulary.sizes, found, columns)
+
+        return _train("logistic", audience, read_training_data(audience, lake, models), models, train, refit)
 
     return [
         dnn_model,
@@ -272,7 +309,20 @@ def keep_card(
     promotion: Promotion | None = None,
     rehearsal: Rehearsal | None = None,
 ) -> Card:
-    """Looks at a model on the test rows, and keeps what was found beside its bundle."""
+    """Looks at a model on the test rows, and keeps what was found beside its bundle.
+
+    Args:
+        record: The model's version.
+        scorer: Its bundle, loaded.
+        audience: What it is of.
+        test: The TEST rows.
+        probabilities: [rows], what it gave them before it had seen them.
+        models: Where the card goes.
+        measured: Model → metrics: its own first.
+        differences: Of the other models, in AUC.
+        promotion: What decided on serving; none for a candidate.
+        rehearsal: Of its training, where there was one.
+    """
     properties = record.properties
     facts = {
         "version": record.version,
@@ -282,6 +332,7 @@ def keep_card(
         "horizon": f"{audience.horizon_days} days",
         "negatives kept in training": properties["negatives_kept"],
         **({"chosen": str(Choice.from_dict(properties["choice"]))} if "choice" in properties else {}),
+        "learned from": "train, validation and test devices, with the settings found without the last two",
         "calibration": (scorer.manifest.calibration or {}).get("method", "none"),
     }
     report = report_model(scorer, test.labels, probabilities, test.bags, properties["thresholds"])
@@ -289,7 +340,7 @@ def keep_card(
         report = replace(report, later=rehearsal.later)
     title = f"{audience.name}: {properties.get('model', record.model)}"
     card = make_card(title, facts, report, measured, differences, promotion)
-    kept = {REHEARSAL_FILE: rehearsal.to_bytes()} if rehearsal else {}
+    kept = {REHEARSAL_FILE: rehearsal.scores.to_bytes()} if rehearsal else {}
     models.save_card(record, {**kept, **card.files()})
     return card
 
@@ -305,16 +356,18 @@ def _train(
     data: TrainingData,
     models: ModelStore,
     train: Callable[[TrainingFiles, Vocabulary], M],
+    refit: Callable[[TrainingFiles, Vocabulary, M], M],
     show: Callable[[M], Mapping[str, Any]] = lambda _: {},
 ) -> dg.MaterializeResult[None]:
-    """Trains, keeps and describes a candidate. It never sees the promotion rows.
+    """Trains, measures, refits, keeps and describes a candidate. It never sees the promotion rows.
 
     Args:
         model: Its name.
         audience: What it is of.
         data: The training set.
         models: Where it goes.
-        train: Training set and vocabulary → the model.
+        train: Training set and vocabulary → the model that is measured.
+        refit: All rows for TRAIN rows, vocabulary and that model → the model that is kept.
         show: What else to say of it, as metadata.
     """
     trained = train(data.files, data.vocabulary)
@@ -325,7 +378,10 @@ def _train(
     rehearsal = _rehearse(audience, data, train)
     if rehearsal:
         candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
+    all_rows = data.files.to_refit(kept, audience.training.seed)
+    candidate = replace(candidate, trained=refit(all_rows, data.vocabulary, trained))
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
+    models.save_card(record, {HELD_OUT_FILE: candidate.scores.to_bytes()})
     scorer, measured = models.load(audience.name, model, record.version), {model: candidate.measured}
     card = keep_card(
         record,
@@ -363,8 +419,10 @@ def _train_in_processes(
     settings: DnnConfig,
     processes: int,
     streamed: bool,
+    found: "TrainedDnn | None" = None,
 ) -> "TrainedDnn":
     from pipelines.steps.models.distributed_training import train_dnn_distributed
+    from pipelines.steps.models.model_columns import cumulative_columns
 
     # The distributor asks for the session that is active: this starts it.
     context.log.info("%d processes train, started by Spark %s", processes, spark.session.version)
@@ -375,6 +433,8 @@ def _train_in_processes(
         processes=processes,
         local=spark.is_local,
         streamed=streamed,
+        epochs=found.best_epochs if found else None,
+        columns=cumulative_columns(vocabulary.fields),
     )
 
 

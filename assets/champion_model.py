@@ -23,6 +23,7 @@ from pipelines.steps.models.metrics import Threshold, compare_auc
 from pipelines.steps.promotion.candidate_models import (
     BLEND,
     CANDIDATES,
+    HELD_OUT_FILE,
     Measured,
     Scores,
     blend_of,
@@ -42,7 +43,7 @@ from pipelines.steps.promotion.champion_model import (
     decide_promotion,
 )
 from pipelines.steps.promotion.model_card import Card
-from pipelines.steps.promotion.rehearsal import MEASURED, REHEARSAL_FILE, Rehearsal, read_scores, rehearsal_of
+from pipelines.steps.promotion.rehearsal import MEASURED, REHEARSAL_FILE, Rehearsal, rehearsal_of
 from resources.expectations import Check, Subject, blocking_names, check_specs, evaluate, expect, report
 from resources.lake import Lake
 from resources.model_log import CHALLENGER, CHAMPION, ModelRecord
@@ -93,12 +94,12 @@ def blocking_checks() -> list[str]:
 
 @dataclass(frozen=True)
 class Scored:
-    """A kept model and its probabilities, each split scored once.
+    """A kept model.
 
     Attributes:
         record: Which version.
-        scorer: Its bundle, loaded.
-        scores: Its probabilities.
+        scorer: Its bundle, loaded; it has learned from all rows but the PROMOTION ones.
+        scores: The probabilities of VALIDATION and TEST rows, by the model that had not seen them.
     """
 
     record: ModelRecord
@@ -133,7 +134,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         data = read_training_data(audience, lake, models)
         block = _block_of(data, audience)
         rows = data.files.read([VALIDATION, TEST, PROMOTION])
-        candidates = _score_candidates(audience, data, rows, models)
+        candidates = _read_candidates(audience, data, models)
         validation, kept = rows.subset(VALIDATION).labels, rows.subset(PROMOTION)
         choice = choose(
             validation,
@@ -173,20 +174,26 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     return [champion_model, _champion_checks(audience, key)]
 
 
-def _score_candidates(
-    audience: Audience, data: TrainingData, rows: TrainingRows, models: ModelStore
-) -> dict[str, Scored]:
-    """The candidates, each of which scores each split once.
+def _read_candidates(audience: Audience, data: TrainingData, models: ModelStore) -> dict[str, Scored]:
+    """The candidates, with what each gave the rows held out of its training.
 
     Raises:
-        TrainingError: They were not all trained on the current training set.
+        TrainingError: They were not all trained on the current training set, or not by this code.
     """
     candidates = {name: models.current(audience.name, name) for name in CANDIDATES}
     _require_same_rows(candidates, data.partition.version)
     scored = {}
     for name, record in candidates.items():
+        scores = models.card(record) / HELD_OUT_FILE
+        if not scores.exists():
+            raise TrainingError(
+                f"it is not known how {name} ranks the validation devices",
+                found=f"no file {scores}",
+                expected="the scores that its training keeps beside its card",
+                remedy="run the training job, which trains all of them",
+            )
         scorer = models.load(audience.name, name, record.version)
-        scored[name] = Scored(record, scorer, Scores.of(scorer, rows))
+        scored[name] = Scored(record, scorer, Scores.from_bytes(scores.read_bytes()))
     return scored
 
 
@@ -286,7 +293,7 @@ def _rehearsal(
     files = {name: models.card(record) / REHEARSAL_FILE for name, record in members.items()}
     if not data.out_of_time_day or not all(file.exists() for file in files.values()):
         return None
-    found = {name: read_scores(file.read_bytes()) for name, file in files.items()}
+    found = {name: Scores.from_bytes(file.read_bytes()) for name, file in files.items()}
     rows = data.earlier.read(MEASURED)
     blend = blend_of({name: models.bundle(record) for name, record in members.items()})
     owners = data.earlier.devices(VALIDATION)

@@ -5,6 +5,7 @@ how the log of a model is kept (`resources.model_log`).
 """
 
 import errno
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -28,6 +29,7 @@ from resources.durable_files import (
 )
 from resources.model_log import CHAMPION, PROMOTED, ROLLED_BACK, LogEntry, ModelLog, ModelRecord
 
+logger = logging.getLogger(__name__)
 OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
 """What the system answers where an equal bundle has just been put in its place, or a damaged one removed."""
 
@@ -145,10 +147,18 @@ class ModelStore(ModelLog):
         return home
 
     def checkpoint(self, audience: str, model: str) -> Path:
-        """A training's file for what it has reached, until it ends; what killed ones left half goes."""
+        """A training's file for what it has reached; what killed ones left half goes."""
         checkpoint = self._home() / "checkpoints" / audience / f"{model}.pt"
         remove_abandoned_drafts(checkpoint.parent)
         return checkpoint
+
+    def remove_checkpoints(self, audience: str, model: str) -> None:
+        """Removes the files whose names begin with the model's: it is trained and kept."""
+        for file in (self._home() / "checkpoints" / audience).glob(f"{model}*.pt"):
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("the checkpoint %s cannot be removed (%s)", file, error.strerror)
 
     def card(self, record: ModelRecord) -> Path:
         """The directory of a version's card; it is there once one was saved."""

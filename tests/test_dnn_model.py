@@ -459,6 +459,10 @@ class KilledError(Exception):
     """What a test stops a training with."""
 
 
+def _fail(report: EpochReport) -> None:
+    raise AssertionError(f"trained again: {report}")
+
+
 @pytest.mark.parametrize("epochs_before", [1, 4, 5, 7])
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, epochs_before: int) -> None:
     config, checkpoint = replace(SMALL, members=2, max_epochs=5), tmp_path / "checkpoints" / "dnn.pt"
@@ -477,7 +481,9 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path
     uninterrupted = train(simulated_rows(), config)
     assert resumed.weights() == uninterrupted.weights()
     assert resumed.curves == uninterrupted.curves == (*told, *afterwards)
-    assert list(checkpoint.parent.iterdir()) == []
+    again = train_dnn(simulated_rows(), SIZES, config, _fail, checkpoint=checkpoint)
+    assert again.weights() == uninterrupted.weights()
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 def test_a_checkpoint_of_other_rows_or_settings_is_not_resumed_from(tmp_path: Path) -> None:

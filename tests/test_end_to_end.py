@@ -31,10 +31,13 @@ from pipelines.steps.labels.training_set import PromotionBlock
 from pipelines.steps.models.bundle import TrainedModel
 from pipelines.steps.models.logistic_model import LogisticConfig, train_logistic
 from pipelines.steps.models.model_columns import ordinal_columns
+from pipelines.steps.models.ranking import measure
 from pipelines.steps.models.xgboost_model import XGBoostConfig, train_xgboost
 from pipelines.steps.promotion.candidate_models import (
     CANDIDATES,
-    Measured,
+    HELD_OUT_FILE,
+    Candidate,
+    Scores,
     measure_candidate,
     write_candidate,
 )
@@ -342,10 +345,10 @@ def test_training_again_on_the_same_rows_makes_the_same_models(chain: Chain, tmp
     assert versions == {name: chain.project.models.current("car_buyers", name).version for name in versions}
 
 
-def _bundled(directory: Path, model: TrainedModel, vocabulary: Vocabulary, rows: TrainingRows) -> Measured:
+def _bundled(directory: Path, model: TrainedModel, vocabulary: Vocabulary, rows: TrainingRows) -> Candidate:
     candidate = measure_candidate(model, vocabulary, rows)
     write_candidate(directory, candidate, vocabulary, [])
-    return candidate.measured
+    return candidate
 
 
 def training_rows(project: SmallProject) -> tuple[TrainingRows, Vocabulary]:
@@ -369,7 +372,7 @@ def test_a_worse_champion_does_not_replace_the_former(chain: Chain, tmp_path: Pa
     served = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
-        measured = _bundled(directory, seer, vocabulary, rows)
+        measured = _bundled(directory, seer, vocabulary, rows).measured
         known_then = {name: value for name, value in served.items() if name != "promotion_block"}
         return {**known_then, "metrics": measured.to_dict()}
 
@@ -397,12 +400,15 @@ def learn_the_contrary(project: SmallProject) -> None:
     )
 
     def write(directory: Path) -> Mapping[str, Any]:
-        measured = _bundled(directory, contrary, vocabulary, rows)
-        return {**known, "metrics": measured.to_dict()}
+        candidate = _bundled(directory, contrary, vocabulary, rows)
+        held_out.append(candidate.scores)
+        return {**known, "metrics": candidate.measured.to_dict()}
 
+    held_out: list[Scores] = []
     for name in CANDIDATES:
         known = models.current("car_buyers", name).properties
-        models.add("car_buyers", name, write)
+        record = models.add("car_buyers", name, write)
+        models.save_card(record, {HELD_OUT_FILE: held_out[-1].to_bytes()})
 
 
 def test_a_first_champion_no_better_than_chance_is_not_promoted(chain: Chain, tmp_path: Path) -> None:
@@ -450,7 +456,7 @@ def test_a_former_champion_of_a_former_format_counts_as_none(chain: Chain, tmp_p
     known = models.current("car_buyers", "champion").properties
 
     def write(directory: Path) -> Mapping[str, Any]:
-        measured = _bundled(directory, logistic, vocabulary, rows)
+        measured = _bundled(directory, logistic, vocabulary, rows).measured
         manifest = directory / "bundle.json"
         manifest.write_text(manifest.read_text().replace('"format_version": 3', '"format_version": 2'))
         return {**known, "metrics": measured.to_dict()}
@@ -494,6 +500,36 @@ def test_what_the_promotion_rows_say_changes_no_candidate(chain: Chain, tmp_path
     for name in CANDIDATES:
         known = chain.project.models.current("car_buyers", name)
         assert project.models.current("car_buyers", name).version == known.version
+
+
+def test_what_serves_has_learned_from_the_rows_that_measured_it(chain: Chain) -> None:
+    """Its card holds what the same model gave them before."""
+    models, (rows, _) = chain.project.models, training_rows(chain.project)
+    for name in CANDIDATES:
+        record = models.current("car_buyers", name)
+        held_out = Scores.from_bytes((models.card(record) / HELD_OUT_FILE).read_bytes())
+        serving = Scores.of(models.load("car_buyers", name, record.version), rows)
+        for split, before, after in (
+            (VALIDATION, held_out.validation, serving.validation),
+            (TEST, held_out.test, serving.test),
+        ):
+            labels = rows.subset(split).labels
+            assert measure("auc", labels, after) > measure("auc", labels, before), (name, split)
+        assert record.properties["metrics"]["test"]["auc"] == pytest.approx(
+            measure("auc", rows.subset(TEST).labels, held_out.test)
+        )
+
+
+def test_a_candidate_without_scores_of_rows_held_out_is_trained_again_first(
+    chain: Chain, tmp_path: Path
+) -> None:
+    project = chain.project.copied_to(tmp_path / "data")
+    (project.models.card(project.models.current("car_buyers", "dnn")) / HELD_OUT_FILE).unlink()
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = materialize(project.definitions(), instance, ["car_buyers/champion_model"])
+
+    assert "it is not known how dnn ranks the validation devices" in failures(result)
+    assert "run the training job, which trains all of them" in failures(result)
 
 
 def test_a_training_set_that_keeps_no_devices_for_promotion_is_made_again_first(

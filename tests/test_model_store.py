@@ -158,6 +158,19 @@ def test_drafts_that_nobody_finished_go_with_a_later_write(store: ModelStore) ->
     assert list((root / "drafts").iterdir()) == [young]
 
 
+def test_the_checkpoints_of_a_model_go_together(store: ModelStore, caplog: pytest.LogCaptureFixture) -> None:
+    own, others = ("dnn", "dnn_rehearsal-2", "dnn_refit"), ("xgboost",)
+    paths = {name: store.checkpoint("buyers", name) for name in (*own, *others)}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("state")
+    (paths["dnn"].parent / "dnn_folder.pt").mkdir()
+
+    store.remove_checkpoints("buyers", "dnn")
+    assert [name for name, path in paths.items() if path.exists()] == list(others)
+    assert "dnn_folder.pt cannot be removed" in caplog.text
+
+
 def test_a_bundle_is_on_disk_before_it_is_recorded(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabul
 from pipelines.steps.labels.training_rows import OUT_OF_TIME, TEST, VALIDATION, TrainingRows
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.promotion.candidate_models import CANDIDATES, measure_candidate
-from pipelines.steps.promotion.rehearsal import read_scores, rehearsal_of
+from pipelines.steps.promotion.rehearsal import rehearsal_of
 from resources.model_log import CHALLENGER
 from tests.small_project import Chain, failures, materialize, write_as_of_days
 
@@ -71,14 +71,6 @@ def test_a_newest_day_without_conversions_is_told_without_metrics() -> None:
     rehearsal = rehearsal_of(measure_candidate(OfAppA(), VOCABULARY, rows), rows, "2025-05-30", SEGMENTS)
     assert rehearsal.metrics is None
     assert (rehearsal.later.rows, rehearsal.later.positives, rehearsal.later.top) == (13, 0, None)
-
-
-def test_what_a_rehearsal_gave_is_read_as_it_was_kept() -> None:
-    rows = TrainingRows.concatenated([*EARLIER, rows_of(OUT_OF_TIME, (6, 4), (1, 9))])
-    rehearsal = rehearsal_of(measure_candidate(OfAppA(), VOCABULARY, rows), rows, "2025-05-30", SEGMENTS)
-    kept = read_scores(rehearsal.to_bytes())
-    for name in ("validation", "test", "out_of_time"):
-        np.testing.assert_array_equal(getattr(kept, name), getattr(rehearsal.scores, name))
 
 
 @pytest.mark.slow

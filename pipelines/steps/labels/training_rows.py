@@ -6,7 +6,7 @@ anything about one kind of model.
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,26 @@ class TrainingRows:
         )
 
 
+@dataclass(frozen=True)
+class Refit:
+    """The VALIDATION and TEST rows as TRAIN rows, for what learns from all of them and is measured on none.
+
+    Attributes:
+        negatives_kept: Share of their negatives that is kept, drawn: that of the TRAIN rows.
+        seed: Of the draw.
+    """
+
+    negatives_kept: float = 1.0
+    seed: int = 0
+
+    def splits(self, rows: TrainingRows, group: int) -> np.ndarray:
+        """int8 [rows]: TRAIN instead of both; LEFT_OUT where a negative is not drawn."""
+        added = np.isin(rows.split, (VALIDATION, TEST))
+        drawn = np.random.default_rng([self.seed, group]).random(rows.rows) < self.negatives_kept
+        learned = np.where((rows.labels == 1) | drawn, TRAIN, LEFT_OUT)
+        return np.where(added, learned, rows.split).astype(np.int8)
+
+
 class TrainingFiles:
     """Parquet files of `label` (int8), `split` (int8) and one list<int32> column per field, read in groups.
 
@@ -83,12 +103,19 @@ class TrainingFiles:
         paths: The files.
         fields: Field names, in field order.
         split: The column that says which split a row is in: SPLIT, or IN_TIME for a rehearsal.
+        refit: What becomes of VALIDATION and TEST rows; None: they are what they are.
 
     Raises:
         DataError: There is no file, one cannot be read, or a column is missing, null or of another type.
     """
 
-    def __init__(self, paths: Sequence[Path], fields: Sequence[str], split: str = SPLIT) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        fields: Sequence[str],
+        split: str = SPLIT,
+        refit: Refit | None = None,
+    ) -> None:
         if not paths:
             raise DataError(
                 "the training set has no files",
@@ -98,6 +125,7 @@ class TrainingFiles:
             )
         self.paths = tuple(paths)
         self.split = split
+        self.refit = refit
         self._fields = list(fields)
         self._groups: list[tuple[Path, int]] = []
         with _open_parquet(paths[0]) as first:
@@ -141,8 +169,8 @@ class TrainingFiles:
         """Rows of the split."""
         return sum(int(np.count_nonzero(self._read(g, []).split == split)) for g in range(self.groups))
 
-    def check(self, vocabulary_sizes: Mapping[str, int]) -> None:
-        """Checks TRAIN and VALIDATION as the functions below do, without holding them in memory.
+    def check(self, vocabulary_sizes: Mapping[str, int], splits: Sequence[int] = (TRAIN, VALIDATION)) -> None:
+        """Checks the splits as the functions below do, without holding them in memory.
 
         Raises:
             TrainingError: As these.
@@ -155,7 +183,7 @@ class TrainingFiles:
             train = rows.subset(TRAIN)
             empty -= {name for name in empty if np.any(train.bags[name].values != MISSING_ID)}
             counts.add(rows)
-        counts.check((TRAIN, VALIDATION))
+        counts.check(splits)
         for name in self._fields:
             if name in empty:
                 raise _no_token(name, counts.of(TRAIN)[0])
@@ -164,7 +192,11 @@ class TrainingFiles:
         """A hash of names, sizes and times: a file of the lake never changes once written."""
         paths = sorted({path for path, _ in self._groups})
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        return hashlib.sha256(repr((stats, self._fields, self.split)).encode()).digest()
+        return hashlib.sha256(repr((stats, self._fields, self.split, self.refit)).encode()).digest()
+
+    def to_refit(self, negatives_kept: float, seed: int) -> "TrainingFiles":
+        """The same files with VALIDATION and TEST rows among the TRAIN rows, see `Refit`."""
+        return TrainingFiles(self.paths, self._fields, self.split, Refit(negatives_kept, seed))
 
     def _read_devices(self, group: int, split: int) -> np.ndarray:
         path, number = self._groups[group]
@@ -185,7 +217,7 @@ class TrainingFiles:
         weights = {name: weights_column(name) for name in fields if name in self._weighted}
         with _open_parquet(path) as file:
             table = file.read_row_group(number, columns=["label", self.split, *fields, *weights.values()])
-        return TrainingRows(
+        rows = TrainingRows(
             _flat_column(path, table, "label").astype(np.float32),
             _flat_column(path, table, self.split).astype(np.int8),
             {
@@ -195,6 +227,7 @@ class TrainingFiles:
                 for name in fields
             },
         )
+        return replace(rows, split=self.refit.splits(rows, group)) if self.refit else rows
 
 
 def check_trainable(rows: TrainingRows, splits: Sequence[int] = (TRAIN, VALIDATION, TEST)) -> None:

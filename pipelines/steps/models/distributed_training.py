@@ -4,13 +4,16 @@ For training sets that one machine does not train on in time. On one machine the
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingFiles
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import TrainedDnn
 from pipelines.steps.progress import working
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 def train_dnn_distributed(
@@ -21,6 +24,8 @@ def train_dnn_distributed(
     processes: int,
     local: bool,
     streamed: bool = False,
+    epochs: Sequence[int] | None = None,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedDnn:
     """`train_dnn` in several processes, each with its part of every batch; needs an active Spark session.
 
@@ -34,6 +39,8 @@ def train_dnn_distributed(
         processes: How many; on a cluster, as many tasks run at once.
         local: On this machine, rather than on executors.
         streamed: Whether rows are read anew in every epoch, rather than held in memory.
+        epochs: As for `train_dnn`.
+        columns: As there.
 
     Raises:
         TrainingError: A process failed; says what it printed last.
@@ -44,7 +51,7 @@ def train_dnn_distributed(
     try:
         with working(f"training the networks in {processes} processes"):
             trained = distributor.run(
-                _train_part, list(files.paths), files.split, dict(vocabulary_sizes), config, streamed
+                _train_part, files, dict(vocabulary_sizes), config, streamed, epochs, columns
             )
     except RuntimeError as error:
         raise TrainingError(
@@ -64,11 +71,12 @@ def train_dnn_distributed(
 
 
 def _train_part(
-    paths: Sequence[Path],
-    split: str,
+    files: TrainingFiles,
     vocabulary_sizes: Mapping[str, int],
     config: DnnConfig,
     streamed: bool,
+    epochs: Sequence[int] | None,
+    columns: "sparse.csr_matrix | None",
 ) -> TrainedDnn:
     """What each process does; that of rank 0 is the answer."""
     from torch import distributed
@@ -78,13 +86,14 @@ def _train_part(
     distributed.init_process_group("nccl" if config.device == "cuda" else "gloo")
     try:
         rank = distributed.get_rank()
-        files = TrainingFiles(paths, list(vocabulary_sizes), split)
         return train_dnn(
             files if streamed else files.read([TRAIN, VALIDATION]),
             vocabulary_sizes,
             config,
             # what a process prints is what the distributor hands to the log
             lambda report: print(report, flush=True) if rank == 0 else None,  # noqa: T201
+            epochs=epochs,
+            columns=columns,
         )
     finally:
         distributed.destroy_process_group()

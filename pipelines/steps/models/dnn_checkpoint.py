@@ -72,15 +72,6 @@ class Checkpoint:
                 _reason(error),
             )
 
-    def remove(self) -> None:
-        """Removes the file: the training has ended."""
-        if self._path is None or not self._path.is_file():
-            return
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            LOG.warning("the checkpoint %s cannot be removed (%s)", self._path, _reason(error))
-
     def _read(self, path: Path) -> None:
         try:
             if path.is_dir():

@@ -10,6 +10,7 @@ from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
 from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 
 Pooling = Literal["mean", "sqrt_n"]
+BehaviourCodes = Literal["thermometer", "pooled"]
 MIN_STEPS = 40
 """Steps an epoch should have: fewer rows than that many batches are taken in smaller ones."""
 
@@ -28,8 +29,8 @@ class DnnConfig:
         pooling: How a row's embeddings become one.
         token_counts: Whether the number of a field's tokens is an input.
         token_weights: Whether a token weighs by how often, on how many days and how lately it was seen.
-        multi_hot_behaviour: Whether each code of a behaviour is an input of the first layer, 1 or 0, rather
-            than one of the embeddings that a field's vector is pooled of.
+        behaviour: Whether fields of behaviour are "pooled" as others are, or the "thermometer" code of each
+            behaviour is an input of the first layer: 1 for its code and all below, 0 for those above.
         embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_std: Standard deviation of the initial embeddings.
         embedding_init: Root mean square of the embeddings that training starts from, found by correspondence
@@ -60,7 +61,7 @@ class DnnConfig:
     pooling: Pooling = "sqrt_n"
     token_counts: bool = True
     token_weights: bool = True
-    multi_hot_behaviour: bool = True
+    behaviour: BehaviourCodes = "thermometer"
     embedding_dropout: float = 0.2
     embedding_init_std: float = 0.01
     embedding_init: float = 0.3
@@ -85,7 +86,7 @@ class DnnConfig:
             "pooling": "mean",
             "token_counts": False,
             "token_weights": False,
-            "multi_hot_behaviour": False,
+            "behaviour": "pooled",
             "embedding_dropout": 0.0,
             "token_dropout": 0.0,
             "embedding_eps": 1e-8,
@@ -102,8 +103,8 @@ class DnnConfig:
         return next((size for size in (512, 256, 128, 64) if rows >= MIN_STEPS * size), 32)
 
     def multi_hot_fields(self, fields: Sequence[str]) -> int:
-        """Number of the last fields that are multi-hot: those of behaviour, which come after all others."""
-        if not self.multi_hot_behaviour:
+        """Number of the last fields that are not pooled: those of behaviour, which come after all others."""
+        if self.behaviour == "pooled":
             return 0
         return min(len(list(takewhile(is_behaviour, reversed(fields)))), len(fields) - 1)
 

@@ -7,6 +7,7 @@ and V of all pooled fields, D embedding width, H width of the first layer, M mem
 of a batch.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ class AudienceNet(nn.Module):
         self.token_weights = TokenWeights(members, self.fields) if token_weights else None
         inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
         self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
-        self.multi_hot = MultiHot(sum(multi_hot), members, [*hidden, 1][0]) if multi_hot else None
+        self.multi_hot: nn.Module | None = (
+            MultiHot(sum(multi_hot), members, [*hidden, 1][0]) if multi_hot else None
+        )
 
     def forward(self, bags: Bags) -> Tensor:
         """Logits [B] of `to_tensors`' ids [N], offsets [F·B + 1] and codes [N]."""
@@ -228,21 +231,24 @@ class uninitialized(TorchFunctionMode):  # noqa: N801 (a context, like torch.dev
 class EpochReport:
     """One point of the training curves; losses are mean binary cross-entropy, in nats.
 
-    The config's metric decides which one is the best.
+    The config's metric decides which one is the best. Where nothing is validated, the last one is, and what
+    the VALIDATION rows would say is NaN.
     """
 
     member: int
     epoch: int
     train_loss: float
-    validation_loss: float
-    validation_auc: float
-    validation_metric: float
-    best_so_far: bool
+    best_so_far: bool = True
+    validation_loss: float = math.nan
+    validation_auc: float = math.nan
+    validation_metric: float = math.nan
 
     def __str__(self) -> str:
+        trained = f"member {self.member}, epoch {self.epoch}: train loss {self.train_loss:.4f}"
+        if math.isnan(self.validation_loss):
+            return trained
         return (
-            f"member {self.member}, epoch {self.epoch}: train loss {self.train_loss:.4f}, validation loss "
-            f"{self.validation_loss:.4f}, AUC {self.validation_auc:.4f}"
+            f"{trained}, validation loss {self.validation_loss:.4f}, AUC {self.validation_auc:.4f}"
             f"{' (best)' if self.best_so_far else ''}"
         )
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,7 +42,11 @@ from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDn
 from pipelines.steps.models.embedding_init import correspondence_embeddings
 from pipelines.steps.models.metrics import compute_metrics
 from pipelines.steps.models.ranking import measure
+from pipelines.steps.models.thermometer_codes import NetworkInputs, ThermometerCodes
 from pipelines.steps.progress import Work, beating
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 logger = logging.getLogger(__name__)
 SCORING_ROWS = 8_192
@@ -58,6 +62,8 @@ def train_dnn(
     progress: Callable[[EpochReport], None] = lambda _: None,
     *,
     checkpoint: Path | None = None,
+    epochs: Sequence[int] | None = None,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedDnn:
     """Trains each member on the TRAIN rows, keeps its epoch that ranks the VALIDATION rows best.
 
@@ -70,23 +76,32 @@ def train_dnn(
         config: How.
         progress: Called after every epoch; the log tells of each member by itself.
         checkpoint: A file that each epoch is saved to; where it holds a part of this very training,
-            the rest follows it, with the same result as uninterrupted. Removed at the end. Where it
-            cannot be read or written, the training warns and does without it.
+            the rest follows it, with the same result as uninterrupted; of one that ended, nothing is left
+            to do, until the caller removes the file. Where it cannot be read or written, the training warns
+            and does without it.
+        epochs: Of each member, how many to train it, in a refit: no VALIDATION row is looked at, a training
+            before has found the number. None: validation decides.
+        columns: The vocabulary's `cumulative_columns`; None: fields of behaviour are pooled as others are.
 
     Raises:
         TrainingError: The rows are not trainable, or the loss is not finite.
     """
-    train, validation = _splits(rows, vocabulary_sizes)
+    if epochs is None:
+        train, validation = _splits(rows, vocabulary_sizes, [TRAIN, VALIDATION])
+    else:
+        [train], validation = _splits(rows, vocabulary_sizes, [TRAIN]), None
+    inputs = NetworkInputs.of(vocabulary_sizes, columns, config)
     saved = Checkpoint(
-        checkpoint, _fingerprint(config, vocabulary_sizes, train, validation) if checkpoint else ""
+        checkpoint, _fingerprint(config, inputs, train, validation, epochs) if checkpoint else ""
     )
     began = time.monotonic()
     # dropout knows no generator of its own, so the global one is borrowed and put back
     with torch_threads(config.threads), torch.random.fork_rng():
         runs = []
-        start = _initial_embeddings(train, config, vocabulary_sizes)
+        start = _initial_embeddings(train, config, inputs)
         for member in range(1, config.members + 1):
-            run = _MemberRun.resumed(member, config, vocabulary_sizes, start, saved)
+            wanted = None if epochs is None else epochs[member - 1]
+            run = _MemberRun.resumed(member, config, inputs, start, saved, wanted)
             with beating(Work(f"training network {member} of {config.members}", run.last_report)) as work:
                 while not run.finished:
                     report = run.epoch(train, validation)
@@ -94,15 +109,14 @@ def train_dnn(
                     run.save(saved)
             logger.info("network %d of %d: %s, %.1f s", member, config.members, run, work.seconds)
             runs.append(run)
-    saved.remove()
-    epochs = sum(len(run.curve) for run in runs)
-    logger.info("%d networks trained: %d epochs, %.1f s", len(runs), epochs, time.monotonic() - began)
+    passes, seconds = sum(len(run.curve) for run in runs), time.monotonic() - began
+    logger.info("%d networks trained: %d epochs, %.1f s", len(runs), passes, seconds)
     return TrainedDnn(
-        ensemble_of([run.best_state for run in runs]),
+        ensemble_of([inputs.stored(run.best_state) for run in runs]),
         config,
         tuple(report for run in runs for report in run.curve),
         tuple(run.best_epoch for run in runs),
-        config.multi_hot_fields(list(vocabulary_sizes)),
+        inputs.multi_hot_fields,
     )
 
 
@@ -114,6 +128,7 @@ def tune_dnn(
     progress: Callable[[EpochReport], None] = lambda _: None,
     *,
     checkpoint: Path | None = None,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedDnn:
     """Trains with each weight decay, keeps the networks that rank the VALIDATION rows best.
 
@@ -123,40 +138,40 @@ def tune_dnn(
         config: What each decay changes.
         weight_decays: One is no tuning; the first of equals is kept.
         progress: As there.
-        checkpoint: As there, of the training under way: a killed run repeats those that were done before.
+        checkpoint: As there; a file of its own for each decay, whose names begin alike.
+        columns: As there.
     """
     tried = []
     for decay in weight_decays:
         own = replace(config, weight_decay=decay)
-        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=checkpoint)
+        saved = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{decay:g}")
+        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=saved, columns=columns)
         logger.info("weight decay %g: validation %s %.4f", decay, config.metric, trained.best_metric)
         tried.append(trained)
     return max(tried, key=lambda trained: trained.best_metric)
 
 
-def _splits(rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, int]) -> tuple[Rows, Rows]:
+def _splits(
+    rows: TrainingRows | TrainingFiles, vocabulary_sizes: Mapping[str, int], splits: Sequence[int]
+) -> list[Rows]:
     if isinstance(rows, TrainingFiles):
-        rows.check(vocabulary_sizes)
-        return RowsInFiles(rows, TRAIN, vocabulary_sizes), RowsInFiles(rows, VALIDATION, vocabulary_sizes)
-    check_trainable(rows, splits=(TRAIN, VALIDATION))
+        rows.check(vocabulary_sizes, splits)
+        return [RowsInFiles(rows, split, vocabulary_sizes) for split in splits]
+    check_trainable(rows, splits)
     check_vocabulary(rows.bags, vocabulary_sizes)
-    return RowsInMemory(rows, TRAIN, vocabulary_sizes), RowsInMemory(rows, VALIDATION, vocabulary_sizes)
+    return [RowsInMemory(rows, split, vocabulary_sizes) for split in splits]
 
 
-def _initial_embeddings(
-    train: Rows, config: DnnConfig, vocabulary_sizes: Mapping[str, int]
-) -> np.ndarray | None:
+def _initial_embeddings(train: Rows, config: DnnConfig, inputs: NetworkInputs) -> np.ndarray | None:
     """float32 [V, D], or None; of SHUFFLED_ROWS rows at most, which tell of any token that is not rare.
 
-    Behaviour tells which tokens are alike, too, also where it has no embeddings itself.
+    Behaviour tells which tokens are alike, too, where it is not pooled itself.
     """
     if config.embedding_init == 0:
         return None
     labels, packed = next(train.shuffled(SHUFFLED_ROWS, np.random.default_rng(config.seed)))
-    sizes = list(vocabulary_sizes.values())
-    points = correspondence_embeddings(packed, len(labels), sum(sizes), config.embedding_dim)
-    pooled = sum(sizes[: len(sizes) - config.multi_hot_fields(list(vocabulary_sizes))])
-    return points[:pooled] * np.float32(config.embedding_init)
+    points = correspondence_embeddings(packed, len(labels), sum(inputs.sizes), config.embedding_dim)
+    return points[: inputs.pooled_ids] * np.float32(config.embedding_init)
 
 
 @dataclass(frozen=True)
@@ -192,9 +207,14 @@ class _MemberRun:
     """The training of one member: all that changes from epoch to epoch."""
 
     def __init__(
-        self, member: int, config: DnnConfig, vocabulary_sizes: Mapping[str, int], start: np.ndarray | None
+        self,
+        member: int,
+        config: DnnConfig,
+        inputs: NetworkInputs,
+        start: np.ndarray | None,
+        epochs: int | None = None,
     ) -> None:
-        self.member, self.config = member, config
+        self.member, self.config, self.inputs, self.epochs = member, config, inputs, epochs
         self.device = _device(config.device)
         self.ranks = _Ranks.current()
         seed = config.seed * SEEDS_APART + member
@@ -202,13 +222,16 @@ class _MemberRun:
         self.random = np.random.default_rng(seed)
         single = {**config.architecture, "members": 1}
         self.network = AudienceNet(
-            list(vocabulary_sizes.values()),
+            inputs.sizes,
             **single,  # type: ignore[arg-type]
-            multi_hot_fields=config.multi_hot_fields(list(vocabulary_sizes)),
+            multi_hot_fields=inputs.multi_hot_fields,
             dropout=config.dropout,
             embedding_dropout=config.embedding_dropout,
             embedding_init_std=config.embedding_init_std,
-        ).to(self.device)
+        )
+        if inputs.columns is not None:
+            self.network.multi_hot = ThermometerCodes(inputs.columns, self.network.width)
+        self.network.to(self.device)
         if start is not None:
             self.network.embeddings.data += torch.from_numpy(start).to(self.device)
         parameter_groups: list[dict[str, Any]] = [
@@ -216,9 +239,8 @@ class _MemberRun:
             {"params": list(self.network.feed_forward.parameters())},
         ]
         if self.network.multi_hot is not None:
-            parameter_groups.append(
-                {"params": list(self.network.multi_hot.parameters()), "eps": config.embedding_eps}
-            )
+            steps = list(self.network.multi_hot.parameters())
+            parameter_groups.append({"params": steps, "eps": config.embedding_eps})
         if self.network.token_weights is not None:
             parameter_groups.append({"params": list(self.network.token_weights.parameters())})
         self.optimizer = torch.optim.AdamW(
@@ -232,6 +254,8 @@ class _MemberRun:
             torch.manual_seed(seed + SEEDS_APART * SEEDS_APART * (1 + self.ranks.rank))  # of dropout
 
     def __str__(self) -> str:
+        if self.epochs is not None:
+            return f"{len(self.curve)} epochs, as found"
         best = f"{self.config.metric} {self.best_metric:.4f} in epoch {self.best_epoch}"
         return f"{len(self.curve)} epochs, validation {best}"
 
@@ -242,21 +266,29 @@ class _MemberRun:
     @property
     def finished(self) -> bool:
         epochs = len(self.curve)
+        if self.epochs is not None:
+            return epochs >= self.epochs
         return epochs >= self.config.max_epochs or epochs - self.best_epoch >= self.config.patience
 
-    def epoch(self, train: Rows, validation: Rows) -> EpochReport:
-        train_loss = self._pass(train)
+    def epoch(self, train: Rows, validation: Rows | None) -> EpochReport:
+        train_loss, number = self._pass(train), len(self.curve) + 1
+        report = (
+            self._validated(number, train_loss, validation)
+            if validation
+            else EpochReport(self.member, number, train_loss)
+        )
+        if report.best_so_far:
+            self.best_metric, self.best_epoch = report.validation_metric, number
+            self.best_state = {name: tensor.clone() for name, tensor in self._kept().items()}
+        self.curve.append(report)
+        return report
+
+    def _validated(self, number: int, train_loss: float, validation: Rows) -> EpochReport:
         labels, probabilities = validation.labels, self._probabilities(validation)
         metrics = compute_metrics(labels, probabilities)
         found = measure(self.config.metric, labels, probabilities)
-        number = len(self.curve) + 1
         gained = found > self.best_metric
-        if gained:
-            self.best_metric, self.best_epoch = found, number
-            self.best_state = {name: tensor.clone() for name, tensor in self._kept().items()}
-        report = EpochReport(self.member, number, train_loss, metrics.log_loss, metrics.auc, found, gained)
-        self.curve.append(report)
-        return report
+        return EpochReport(self.member, number, train_loss, gained, metrics.log_loss, metrics.auc, found)
 
     def _pass(self, train: Rows) -> float:
         """One pass over the rows in a new order; the mean loss."""
@@ -280,7 +312,8 @@ class _MemberRun:
     def _step(self, batch: Batch, parameters: Sequence[Tensor]) -> Tensor:
         """Takes one step on a batch; the sum of the losses of this process's part of it."""
         if self.config.token_dropout > 0:
-            batch = batch[0], drop_tokens(batch[1], self.config.token_dropout, self.random)
+            kept = self.inputs.multi_hot_fields * len(batch[0])
+            batch = batch[0], drop_tokens(batch[1], self.config.token_dropout, self.random, kept)
         labels, packed = self.ranks.shard(batch)
         logits = self.network(as_tensors(packed, self.device))
         loss = functional.binary_cross_entropy_with_logits(
@@ -341,19 +374,20 @@ class _MemberRun:
         cls,
         member: int,
         config: DnnConfig,
-        vocabulary_sizes: Mapping[str, int],
+        inputs: NetworkInputs,
         start: np.ndarray | None,
         checkpoint: Checkpoint,
+        epochs: int | None,
     ) -> "_MemberRun":
         """The training of a member where its checkpoint left it; from its beginning, where there is none."""
-        run, state = cls(member, config, vocabulary_sizes, start), checkpoint.state_of(member)
+        run, state = cls(member, config, inputs, start, epochs), checkpoint.state_of(member)
         if state is None:
             return run
         try:
             run._take_up(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             checkpoint.distrust(error)
-            return cls(member, config, vocabulary_sizes, start)  # the other one is restored in part
+            return cls(member, config, inputs, start, epochs)  # the other one is restored in part
         return run
 
     def _take_up(self, state: State) -> None:
@@ -380,12 +414,19 @@ class _MemberRun:
 
 
 def _fingerprint(
-    config: DnnConfig, vocabulary_sizes: Mapping[str, int], train: Rows, validation: Rows
+    config: DnnConfig,
+    inputs: NetworkInputs,
+    train: Rows,
+    validation: Rows | None,
+    epochs: Sequence[int] | None,
 ) -> str:
     machine = _device(config.device), torch.__version__
-    content = hashlib.sha256(repr((config, dict(vocabulary_sizes), *machine)).encode())
-    content.update(train.fingerprint())
-    content.update(validation.fingerprint())
+    content = hashlib.sha256(repr((config, list(inputs.sizes), epochs, *machine)).encode())
+    for rows in (train, validation):
+        content.update(rows.fingerprint() if rows else b"")
+    if inputs.columns is not None:
+        for array in (inputs.columns.indptr, inputs.columns.indices, inputs.columns.data):
+            content.update(array.tobytes())
     return content.hexdigest()
 
 

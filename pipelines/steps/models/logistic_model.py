@@ -5,8 +5,8 @@ codes are fitted as steps from code to code, and stored summed up: a weight per 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -135,40 +135,21 @@ def train_logistic(
     Raises:
         TrainingError: The rows are not trainable, there is no C to try, or a fit diverged.
     """
-    # training only: executors that score do without
-    from threadpoolctl import threadpool_limits
-
     check_trainable(rows, splits=(TRAIN, VALIDATION))
     check_vocabulary(rows.bags, vocabulary_sizes)
-    train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
-    train_counts = count_matrix(train.bags, vocabulary_sizes).astype(np.float64)
-    validation_counts = count_matrix(validation.bags, vocabulary_sizes).astype(np.float64)
+    validation = rows.subset(VALIDATION)
+    counts = count_matrix(validation.bags, vocabulary_sizes).astype(np.float64)
+    fits = _Fits(rows.subset(TRAIN), vocabulary_sizes, config, columns)
 
     tried: dict[tuple[float, float], float] = {}
-    best: tuple[tuple[float, float], np.ndarray, float] | None = None
+    best: _Fit | None = None
     for penalty in config.token_penalty if columns is not None else (1.0,):
-        scaled = None if columns is None else _penalized(columns, vocabulary_sizes, penalty)
-        parameters = None  # each fit begins where the one of the C before ended
         path: list[float] = []
-        for c in config.C:
-            with (
-                beating(Work(f"fitting logistic regression with C = {c}, tokens penalized by {penalty:g}")),
-                threadpool_limits(config.threads),
-            ):
-                parameters = _fit(train_counts, train.labels, scaled, c, config, parameters)
-            weights, bias = parameters[:-1] if scaled is None else scaled @ parameters[:-1], parameters[-1]
-            logits = validation_counts @ weights + bias
-            if not np.isfinite(logits).all():
-                raise TrainingError(
-                    f"logistic regression diverged at C = {c}",
-                    found="weights that are not finite",
-                    expected="finite weights",
-                    remedy="try smaller values of C only",
-                )
-            path.append(measure(config.metric, validation.labels, logits))
-            tried[c, penalty] = path[-1]
-            if best is None or path[-1] > tried[best[0]]:
-                best = ((c, penalty), weights, float(bias))
+        for fit in fits.of_penalty(penalty):
+            path.append(measure(config.metric, validation.labels, counts @ fit.weights + fit.bias))
+            tried[fit.c, penalty] = path[-1]
+            if best is None or path[-1] > tried[best.c, best.token_penalty]:
+                best = fit
             if _is_past_its_best(path):
                 break
     if best is None:
@@ -178,20 +159,98 @@ def train_logistic(
             expected="at least one positive number",
             remedy="name values in C",
         )
-    (chosen_c, chosen_penalty), coefficients, intercept = best
     logger.info(
         "C = %s with tokens penalized by %g is the best of %d: validation %s %.4f",
-        chosen_c,
-        chosen_penalty,
+        best.c,
+        best.token_penalty,
         len(tried),
         config.metric,
-        tried[chosen_c, chosen_penalty],
+        tried[best.c, best.token_penalty],
     )
-    state = {
-        "weights": torch.from_numpy(coefficients.astype(np.float32)).unsqueeze(1),
-        "bias": torch.tensor([intercept], dtype=torch.float32),
-    }
-    return TrainedLogistic(state, config, chosen_c, chosen_penalty, tried)
+    return TrainedLogistic(best.state, config, best.c, best.token_penalty, tried)
+
+
+def refit_logistic(
+    rows: TrainingRows,
+    vocabulary_sizes: Mapping[str, int],
+    found: TrainedLogistic,
+    columns: "sparse.csr_matrix | None" = None,
+) -> TrainedLogistic:
+    """Fits with the settings that were found best, on more rows.
+
+    Args:
+        rows: Only TRAIN rows are read.
+        vocabulary_sizes: As for `train_logistic`.
+        found: Its C and penalty of tokens.
+        columns: As there.
+
+    Raises:
+        TrainingError: The rows are not trainable, or the fit diverged.
+    """
+    check_trainable(rows, splits=(TRAIN,))
+    check_vocabulary(rows.bags, vocabulary_sizes)
+    config = replace(found.config, C=(found.chosen_c,))
+    [fit] = _Fits(rows.subset(TRAIN), vocabulary_sizes, config, columns).of_penalty(
+        found.chosen_token_penalty
+    )
+    return replace(found, state=fit.state)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One fit: a float64 weight per id [V] and the bias, with the settings that they are of."""
+
+    c: float
+    token_penalty: float
+    weights: np.ndarray
+    bias: float
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The parameters of a `LogisticNet`."""
+        return {
+            "weights": torch.from_numpy(self.weights.astype(np.float32)).unsqueeze(1),
+            "bias": torch.tensor([self.bias], dtype=torch.float32),
+        }
+
+
+class _Fits:
+    """The fits on some rows."""
+
+    def __init__(
+        self,
+        rows: TrainingRows,
+        vocabulary_sizes: Mapping[str, int],
+        config: LogisticConfig,
+        columns: "sparse.csr_matrix | None",
+    ) -> None:
+        self._counts = count_matrix(rows.bags, vocabulary_sizes).astype(np.float64)
+        self._labels, self._sizes = rows.labels, vocabulary_sizes
+        self._config, self._columns = config, columns
+
+    def of_penalty(self, penalty: float) -> Iterator[_Fit]:
+        """The fit of each C, ascending; each begins where the one before ended."""
+        # training only: executors that score do without
+        from threadpoolctl import threadpool_limits
+
+        columns = None if self._columns is None else _penalized(self._columns, self._sizes, penalty)
+        parameters = None
+        for c in self._config.C:
+            with (
+                beating(Work(f"fitting logistic regression with C = {c}, tokens penalized by {penalty:g}")),
+                threadpool_limits(self._config.threads),
+            ):
+                parameters = _fit(self._counts, self._labels, columns, c, self._config, parameters)
+            own, bias = parameters[:-1], float(parameters[-1])
+            weights = own if columns is None else columns @ own
+            if not (np.isfinite(weights).all() and np.isfinite(bias)):
+                raise TrainingError(
+                    f"logistic regression diverged at C = {c}",
+                    found="weights that are not finite",
+                    expected="finite weights",
+                    remedy="try smaller values of C only",
+                )
+            yield _Fit(c, penalty, weights, bias)
 
 
 def _fit(

@@ -257,6 +257,34 @@ def train_xgboost(
     return TrainedXGBoost(grown[:best_round], config, tuple(told[METRIC]), tuple(told[LOSS]), best_round)
 
 
+def refit_xgboost(
+    rows: TrainingRows,
+    vocabulary_sizes: Mapping[str, int],
+    found: TrainedXGBoost,
+    columns: "sparse.csr_matrix | None" = None,
+) -> TrainedXGBoost:
+    """Grows as many trees as were found best, on more rows.
+
+    Args:
+        rows: Only TRAIN rows are read.
+        vocabulary_sizes: As for `train_xgboost`.
+        found: Its settings and number of trees.
+        columns: As there.
+
+    Raises:
+        TrainingError: The rows are not trainable.
+    """
+    check_trainable(rows, splits=(TRAIN,))
+    check_vocabulary(rows.bags, vocabulary_sizes)
+    train = rows.subset(TRAIN)
+    with beating(Work(f"growing {found.best_round} trees on all {train.rows} rows")) as work:
+        matrix = _matrix(train, vocabulary_sizes, found.config, columns)
+        parameters = _parameters(found.config, matrix.num_col(), float(train.labels.mean()))
+        grown = xgboost.train(parameters, matrix, num_boost_round=found.best_round)
+    logger.info("%d trees grown on all %d rows, %.1f s", found.best_round, train.rows, work.seconds)
+    return replace(found, booster=grown)
+
+
 def _matrix(
     rows: TrainingRows,
     vocabulary_sizes: Mapping[str, int],

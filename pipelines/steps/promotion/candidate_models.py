@@ -1,7 +1,8 @@
 """Calibrating, measuring and bundling the candidates alike. Which one serves: `champion_model`."""
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,11 +18,13 @@ from pipelines.steps.models.calibration import Calibration, correct_for_sampling
 from pipelines.steps.models.calibration_fit import fit_calibration
 from pipelines.steps.models.metrics import Metrics, Threshold, compute_metrics, threshold_for_precision
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 """Raised when the same rows and settings would train another model."""
 CANDIDATES = ("dnn", "xgboost", "logistic")
 BLEND = "blend"
 """The mean of some candidates' logits."""
+HELD_OUT_FILE = "held_out.npz"
+"""Beside a candidate's card: its `Scores` of rows that it had not seen when it gave them."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,31 @@ class Scores:
         out_of_time = scorer.score(later.bags) if later.rows else np.empty(0, dtype=np.float32)
         return cls(scorer.score(validation.bags), scorer.score(test.bags), out_of_time)
 
+    def to_bytes(self) -> bytes:
+        """The content of a file that holds them."""
+        file = io.BytesIO()
+        np.savez(file, **asdict(self))
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Scores":
+        """What a file holds."""
+        with np.load(io.BytesIO(content)) as arrays:
+            return cls(**arrays)
+
 
 @dataclass(frozen=True)
 class Candidate:
     """A trained model with all that its bundle will say of it.
 
+    A model that serves learns from all rows but the promotion ones once its settings are found. What is said
+    of it is of the same model before, which had not seen the rows that it is measured on.
+
     Attributes:
         trained: The model.
         calibration: Fitted on the VALIDATION rows.
-        measured: Its metrics, calibrated.
-        scores: What its bundle gives, calibrated.
+        measured: Its metrics, calibrated, on rows held out.
+        scores: Its probabilities of these rows, calibrated.
     """
 
     trained: TrainedModel

@@ -1,15 +1,13 @@
 """The rehearsal of a training: the same one, ended a horizon before the newest as-of day, and measured on it.
 
 What serves is trained on all as-of days, so no labelled day is later than it. What it will do on days that
-come later is told by a model that the same training makes of the earlier days alone. What does not belong
+come later is told by a model that the same training makes of the earlier days alone. It has no refit: what
+serves learns from more devices, too. What does not belong
 here: which rows these are (`steps.labels.training_set`).
 """
 
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-import numpy as np
+from dataclasses import dataclass
 
 from pipelines.steps.config.audience import SegmentSpec
 from pipelines.steps.labels.training_rows import OUT_OF_TIME, TEST, VALIDATION, TrainingRows
@@ -20,7 +18,7 @@ from pipelines.steps.promotion.model_report import Later, report_later
 MEASURED = (VALIDATION, TEST, OUT_OF_TIME)
 """The splits of a rehearsal that are scored."""
 REHEARSAL_FILE = "rehearsal.npz"
-"""Beside a candidate's card: what its rehearsal gave, so that a blend's can be told."""
+"""Beside a candidate's card: the `Scores` of its rehearsal, so that a blend's can be told."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,6 @@ class Rehearsal:
     scores: Scores
     metrics: Metrics | None
     later: Later
-
-    def to_bytes(self) -> bytes:
-        """The scores, as a file holds them."""
-        file = io.BytesIO()
-        np.savez(file, **asdict(self.scores))
-        return file.getvalue()
-
-
-def read_scores(content: bytes) -> Scores:
-    """The scores that a file holds."""
-    with np.load(io.BytesIO(content)) as arrays:
-        return Scores(**arrays)
 
 
 def rehearsal_of(
