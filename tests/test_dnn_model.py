@@ -29,11 +29,12 @@ from pipelines.steps.labels.training_rows import (
 from pipelines.steps.models.bundle import write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.cpu_kernels import Dropout
-from pipelines.steps.models.dnn_batches import as_tensors, to_tensors
+from pipelines.steps.models.dnn_batches import as_tensors, drop_tokens, to_tensors
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling, weight_decays
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of
 from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
 from pipelines.steps.models.metrics import compute_metrics
+from pipelines.steps.models.model_columns import cumulative_columns
 
 SIZES = {"apps": 5, "model": 4}
 BATCH: EncodedRows = {
@@ -189,43 +190,67 @@ def test_fields_of_behaviour_are_multi_hot(fields: Sequence[str], multi_hot: int
     assert DnnConfig.published().multi_hot_fields(fields) == 0
 
 
+BEHAVIOUR = Vocabulary(
+    (FieldVocabulary("apps", 1, ("a",)), FieldVocabulary("behaviour", 2, ("x=0", "x=1", "x=2", "y=0", "y=1")))
+)
+
+
 def behaving_rows(rows: int = 900) -> TrainingRows:
-    """Of the codes 2, 3 and 4, 5 of two behaviours, the first or the second of both make a positive likely."""
+    """Behaviours x and y, 0 or 1 each: a positive is likely where they are equal. Splits take turns."""
     random = np.random.default_rng(0)
     codes = random.integers(0, 2, size=(rows, 2))
-    likely = codes[:, 0] == codes[:, 1]
+    labels = random.random(rows) < np.where(codes[:, 0] == codes[:, 1], 0.9, 0.1)
     bags = {
         "apps": Ragged.from_lists([[2]] * rows),
-        "behaviour": Ragged.from_lists((codes + [2, 4]).tolist()),
+        "behaviour": Ragged.from_lists([[2 + x, 5 + y] for x, y in codes.tolist()]),
     }
-    labels = random.random(rows) < np.where(likely, 0.9, 0.1)
     return TrainingRows(labels.astype(np.float32), (np.arange(rows) % 3).astype(np.int8), bags)
 
 
+def train_on_behaviour(config: DnnConfig) -> TrainedDnn:
+    columns = cumulative_columns(BEHAVIOUR.fields)
+    return train_dnn(behaving_rows(), BEHAVIOUR.sizes, config, columns=columns)
+
+
 def test_what_behaviours_tell_together_is_learned(tmp_path: Path) -> None:
-    vocabulary = Vocabulary(
-        (FieldVocabulary("apps", 1, ("a",)), FieldVocabulary("behaviour", 2, ("x=0", "x=1", "y=0", "y=1")))
-    )
-    rows = behaving_rows()
-    trained = train_dnn(rows, vocabulary.sizes, replace(SMALL, members=2, max_epochs=20))
-    assert trained.curves[-1].validation_auc > 0.8
+    trained = train_on_behaviour(replace(SMALL, members=2, max_epochs=20))
     assert trained.architecture["multi_hot_fields"] == 1
     assert {name: tuple(trained.state[name].shape) for name in ("embeddings", "multi_hot.weights")} == {
         "embeddings": (3, 2 * 4),
-        "multi_hot.weights": (6, 2 * 8),
+        "multi_hot.weights": (7, 2 * 8),
     }
-    write_bundle(tmp_path / "b", trained, vocabulary, training_days=[], code_version="test", metrics={})
-    scores = load_bundle(tmp_path / "b").score(rows.bags)
-    tested = rows.split == TEST
-    assert compute_metrics(rows.labels[tested], scores[tested]).auc > 0.8
+    # x=2 was never seen: it says what x=1 does
+    assert torch.equal(trained.state["multi_hot.weights"][4], trained.state["multi_hot.weights"][3])
+    assert not torch.equal(trained.state["multi_hot.weights"][3], trained.state["multi_hot.weights"][2])
+
+    rows = behaving_rows().subset(TEST)
+    write_bundle(tmp_path / "b", trained, BEHAVIOUR, training_days=[], code_version="test", metrics={})
+    assert compute_metrics(rows.labels, load_bundle(tmp_path / "b").score(rows.bags)).auc > 0.8
+
+
+@pytest.mark.parametrize("pooled", [replace(SMALL, behaviour="pooled"), replace(SMALL, embedding_init=0.1)])
+def test_behaviour_is_pooled_where_settings_or_columns_say_so(pooled: DnnConfig) -> None:
+    rows, columns = behaving_rows(), cumulative_columns(BEHAVIOUR.fields)
+    trained = train_dnn(
+        rows, BEHAVIOUR.sizes, pooled, columns=columns if pooled.behaviour == "pooled" else None
+    )
+    assert "multi_hot_fields" not in trained.architecture
+    assert trained.state["embeddings"].shape == (3 + 7, 4)
+    assert "multi_hot.weights" not in trained.state
 
 
 def test_where_nothing_tells_of_behaviour_the_network_is_the_same_to_the_bit() -> None:
-    pooled = replace(SMALL, multi_hot_behaviour=False)
-    with_setting, without = train(simulated_rows()), train(simulated_rows(), pooled)
-    assert with_setting.weights() == without.weights()
-    assert with_setting.architecture == without.architecture
-    assert "multi_hot_fields" not in without.architecture
+    assert cumulative_columns([FieldVocabulary("apps", 1, ("a",))]) is None
+    trained = train(simulated_rows(), replace(SMALL, behaviour="pooled"))
+    assert train(simulated_rows()).weights() == trained.weights()
+    assert train(simulated_rows()).architecture == trained.architecture
+
+
+def test_tokens_of_behaviour_are_never_left_out() -> None:
+    tokens = Ragged.from_lists([list(range(400)), [0], list(range(500)), [1, 2]])
+    kept = drop_tokens(tokens, 0.5, np.random.default_rng(0), last_kept=2)
+    assert 100 < kept.lengths[0] < 300
+    assert kept.lengths[1:].tolist() == [1, 500, 2]
 
 
 def test_codes_of_a_field_are_looked_up_in_its_own_weights() -> None:

@@ -80,8 +80,9 @@ class AudienceNet(nn.Module):
         self.token_weights = TokenWeights(members, self.fields) if token_weights else None
         inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
         self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
+        self.width = [*hidden, 1][0]  # H
         self.multi_hot: nn.Module | None = (
-            MultiHot(sum(multi_hot), members, [*hidden, 1][0]) if multi_hot else None
+            MultiHot(sum(multi_hot), members, self.width) if multi_hot else None
         )
 
     def forward(self, bags: Bags) -> Tensor:
