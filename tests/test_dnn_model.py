@@ -196,10 +196,10 @@ BEHAVIOUR = Vocabulary(
 
 
 def behaving_rows(rows: int = 900) -> TrainingRows:
-    """Behaviours x and y, 0 or 1 each: a positive is likely where they are equal. Splits take turns."""
+    """Behaviours x and y, 0 or 1 each: a positive is likely where x is 1 and y is 0. Splits take turns."""
     random = np.random.default_rng(0)
     codes = random.integers(0, 2, size=(rows, 2))
-    labels = random.random(rows) < np.where(codes[:, 0] == codes[:, 1], 0.9, 0.1)
+    labels = random.random(rows) < np.where(codes[:, 0] > codes[:, 1], 0.9, 0.1)
     bags = {
         "apps": Ragged.from_lists([[2]] * rows),
         "behaviour": Ragged.from_lists([[2 + x, 5 + y] for x, y in codes.tolist()]),
@@ -212,8 +212,8 @@ def train_on_behaviour(config: DnnConfig) -> TrainedDnn:
     return train_dnn(behaving_rows(), BEHAVIOUR.sizes, config, columns=columns)
 
 
-def test_what_behaviours_tell_together_is_learned(tmp_path: Path) -> None:
-    trained = train_on_behaviour(replace(SMALL, members=2, max_epochs=20))
+def test_what_each_behaviour_tells_is_learned(tmp_path: Path) -> None:
+    trained = train_on_behaviour(replace(SMALL, members=2))
     assert trained.architecture["multi_hot_fields"] == 1
     assert {name: tuple(trained.state[name].shape) for name in ("embeddings", "multi_hot.weights")} == {
         "embeddings": (3, 2 * 4),
