@@ -161,12 +161,13 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
     def dnn_model(
         context: dg.AssetExecutionContext, config: DnnTraining, spark: Spark, lake: Lake, models: ModelStore
     ) -> dg.MaterializeResult[None]:
-        """The network: embeddings pooled per field, feed-forward; a few of them, averaged.
+        """The network: embeddings pooled per field, behaviour as it is, feed-forward; a few, averaged.
 
         A run that was killed goes on from its last epoch when it is run again.
         """
         from pipelines.steps.models.dnn_model import TrainedDnn
         from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
+        from pipelines.steps.models.model_columns import cumulative_columns
 
         data = read_training_data(audience, lake, models)
         settings = config.settings(training, audience.metric)
@@ -184,6 +185,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 settings,
                 weight_decays(data.devices_a_day),
                 checkpoint=models.checkpoint(audience.name, name),
+                columns=cumulative_columns(vocabulary.fields),
             )
 
         def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedDnn) -> TrainedDnn:
@@ -197,6 +199,7 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
                 found.config,
                 checkpoint=models.checkpoint(audience.name, "dnn_refit"),
                 epochs=found.best_epochs,
+                columns=cumulative_columns(vocabulary.fields),
             )
 
         trained = _train("dnn", audience, data, models, train, refit, _show_curves)
@@ -419,6 +422,7 @@ def _train_in_processes(
     found: "TrainedDnn | None" = None,
 ) -> "TrainedDnn":
     from pipelines.steps.models.distributed_training import train_dnn_distributed
+    from pipelines.steps.models.model_columns import cumulative_columns
 
     # The distributor asks for the session that is active: this starts it.
     context.log.info("%d processes train, started by Spark %s", processes, spark.session.version)
@@ -430,6 +434,7 @@ def _train_in_processes(
         local=spark.is_local,
         streamed=streamed,
         epochs=found.best_epochs if found else None,
+        columns=cumulative_columns(vocabulary.fields),
     )
 
 

@@ -112,13 +112,18 @@ class EagerModel:
         names = [field["name"] for field in manifest["fields"]]
         self._pooling = manifest["architecture"]["pooling"]
         sizes = [field["vocabulary_size"] for field in manifest["fields"]]
-        self._embeddings = dict(zip(names, weights["embeddings"].split(sizes), strict=True))
+        pooled = len(names) - manifest["architecture"].get("multi_hot_fields", 0)
+        self._embeddings = dict(zip(names[:pooled], weights["embeddings"].split(sizes[:pooled]), strict=True))
+        self._columns: dict[str, Tensor] = {}
+        if pooled < len(names):
+            columns = weights["multi_hot.weights"].split(sizes[pooled:])
+            self._columns = dict(zip(names[pooled:], columns, strict=True))
         self._token_weights: dict[str, list[Tensor]] = {}
         if manifest["architecture"].get("token_weights"):
             parts = [weights[f"token_weights.{part}"][0] for part in ("events", "days", "ages")]
             self._token_weights = {
                 name: [functional.pad(part[place], (1, 0)) for part in parts]
-                for place, name in enumerate(names)
+                for place, name in enumerate(names[:pooled])
             }
         first = "feed_forward.0."
         numbers = sorted({int(key.split(".")[2]) for key in weights if key.startswith(first)})
@@ -156,6 +161,13 @@ class EagerModel:
                 pooled.append(total / (number if self._pooling == "mean" else number.sqrt())[:, None])
         hidden = torch.cat(pooled, dim=1)
         *inner, last = self._layers
-        for matrix, bias in inner:
-            hidden = functional.relu(functional.linear(hidden, matrix, bias))
+        for layer, (matrix, bias) in enumerate(inner):
+            hidden = functional.linear(hidden, matrix, bias)
+            if layer == 0:
+                for name, columns in self._columns.items():
+                    ids, offsets, _ = encoded[name]
+                    first, end = int(offsets[start]), int(offsets[stop])
+                    begins = offsets[start:stop] - first
+                    hidden += functional.embedding_bag(ids[first:end], columns, begins, mode="sum")
+            hidden = functional.relu(hidden)
         return torch.sigmoid(functional.linear(hidden, *last))[:, 0]

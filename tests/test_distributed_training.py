@@ -9,13 +9,15 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.steps.errors import TrainingError
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary
 from pipelines.steps.labels.training_rows import TEST, TRAIN, VALIDATION, TrainingFiles
 from pipelines.steps.models import dnn_batches
 from pipelines.steps.models.distributed_training import train_dnn_distributed
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_training import train_dnn
+from pipelines.steps.models.model_columns import cumulative_columns
 
-SIZES = {"apps": 20, "model": 6}
+SIZES = {"apps": 20, "behaviour": 6}
 ROWS = 1_501
 """So that the last batch cannot be divided evenly."""
 CONFIG = DnnConfig(
@@ -44,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             "label": pa.array(labels, pa.int8()),
             "split": pa.array(random.choice([TRAIN] * 3 + [VALIDATION, TEST], ROWS), pa.int8()),
             "apps": pa.array(apps, ids),
-            "model": pa.array([[int(random.integers(1, 6))] for _ in range(ROWS)], ids),
+            "behaviour": pa.array([[int(random.integers(1, 6))] for _ in range(ROWS)], ids),
         }
     )
     home = tmp_path_factory.mktemp("rows")
@@ -63,10 +65,18 @@ leaves_a_pipe = pytest.mark.filterwarnings(
 @pytest.mark.slow
 @leaves_a_pipe
 def test_two_processes_train_what_one_does(spark: SparkSession, files: list[Path]) -> None:
-    alone = train_dnn(TrainingFiles(files, list(SIZES)), SIZES, CONFIG, lambda _: None)
-    together = train_dnn_distributed(
-        TrainingFiles(files, list(SIZES)), SIZES, CONFIG, processes=2, local=True, streamed=True
+    columns = cumulative_columns(
+        [
+            FieldVocabulary("apps", 5, tuple(f"app-{number}" for number in range(18))),
+            FieldVocabulary("behaviour", 1, ("x=0", "x=1", "x=2", "x=3")),
+        ]
     )
+    rows = TrainingFiles(files, list(SIZES))
+    alone = train_dnn(rows, SIZES, CONFIG, columns=columns)
+    together = train_dnn_distributed(
+        rows, SIZES, CONFIG, processes=2, local=True, streamed=True, columns=columns
+    )
+    assert alone.multi_hot_fields == together.multi_hot_fields == 1
     assert together.best_epochs == alone.best_epochs
     for name, tensor in alone.state.items():
         np.testing.assert_allclose(together.state[name], tensor, atol=2e-5, err_msg=name)
@@ -79,7 +89,7 @@ def test_two_processes_train_what_one_does(spark: SparkSession, files: list[Path
 def test_a_process_that_fails_is_told(spark: SparkSession, files: list[Path]) -> None:
     rows = TrainingFiles(files, list(SIZES))
     with pytest.raises(TrainingError, match="could not be trained in several processes"):
-        train_dnn_distributed(rows, {"apps": 3, "model": 6}, CONFIG, processes=2, local=True)
+        train_dnn_distributed(rows, {"apps": 3, "behaviour": 6}, CONFIG, processes=2, local=True)
 
 
 def test_streamed_rows_are_all_rows_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,4 +126,4 @@ def test_rows_that_fit_one_shuffle_rank_as_well_streamed(files: list[Path]) -> N
 
 def test_streamed_rows_are_refused_like_any(files: list[Path]) -> None:
     with pytest.raises(TrainingError, match="outside its vocabulary"):
-        train_dnn(TrainingFiles(files, list(SIZES)), {"apps": 3, "model": 6}, CONFIG, lambda _: None)
+        train_dnn(TrainingFiles(files, list(SIZES)), {"apps": 3, "behaviour": 6}, CONFIG, lambda _: None)

@@ -16,6 +16,7 @@ import torch
 from pipelines.steps.config.metric import PrecisionAt
 from pipelines.steps.errors import DataError, TrainingError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged, count_matrix
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary, Vocabulary
 from pipelines.steps.features.token_weights import codes_of
 from pipelines.steps.labels.training_rows import (
     TEST,
@@ -25,11 +26,15 @@ from pipelines.steps.labels.training_rows import (
     TrainingRows,
     check_trainable,
 )
+from pipelines.steps.models.bundle import write_bundle
+from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.cpu_kernels import Dropout
-from pipelines.steps.models.dnn_batches import as_tensors, to_tensors
+from pipelines.steps.models.dnn_batches import as_tensors, drop_tokens, to_tensors
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling, weight_decays
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of
 from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
+from pipelines.steps.models.metrics import compute_metrics
+from pipelines.steps.models.model_columns import cumulative_columns
 
 SIZES = {"apps": 5, "model": 4}
 BATCH: EncodedRows = {
@@ -137,6 +142,117 @@ def test_weights_that_have_learned_nothing_change_no_bit(pooling: Pooling) -> No
     )
 
 
+BEHAVIOUR_SIZES = {"apps": 4, "behaviour": 5, "buyers_past": 3}
+BEHAVIOUR_ROWS: EncodedRows = {
+    "apps": Ragged.from_lists([[2, 3], [3]], [[0, 7], [1]]),
+    "behaviour": Ragged.from_lists([[2, 4], [1, 3]]),
+    "buyers_past": Ragged.from_lists([[2], [0]]),
+}
+
+
+def test_each_code_of_behaviour_is_a_column_of_the_first_layers_weights() -> None:
+    net = AudienceNet([4, 5, 3], embedding_dim=1, hidden=(2,), multi_hot_fields=2).eval()
+    net.load_state_dict(
+        {
+            "embeddings": torch.tensor([[0.0], [0.0], [1.0], [3.0]]),
+            "multi_hot.weights": torch.tensor(
+                # missing, unknown and three codes of behaviour; missing, unknown and one of buyers_past
+                [[100.0, 0], [0, 0.25], [10, -1], [0, 1], [20, -2], [-7, 0], [50, 0], [0, -4]]
+            ),
+            "feed_forward.0.0.weight": torch.tensor([[1.0], [2.0]]),
+            "feed_forward.0.0.bias": torch.tensor([0.0, 3.0]),
+            "feed_forward.0.3.weight": torch.tensor([[1.0, 1000.0]]),
+            "feed_forward.0.3.bias": torch.zeros(1),
+        }
+    )
+    # of the first row max(0, 2 + 10 + 20 + 0) and max(0, 4 + 3 - 1 - 2 - 4); of the second the codes that
+    # are missing and unknown: max(0, 3 - 7) and max(0, 6 + 3 + 0.25 + 1)
+    assert net(to_tensors(BEHAVIOUR_ROWS, BEHAVIOUR_SIZES)).tolist() == [32.0, 10250.0]
+
+
+@pytest.mark.parametrize("fields", [-1, 2])
+def test_a_network_of_multi_hot_fields_alone_is_refused(fields: int) -> None:
+    with pytest.raises(ValueError, match=f"{fields} of 2 fields cannot be multi-hot"):
+        seeded_net(multi_hot_fields=fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "multi_hot"),
+    [
+        (["apps", "model"], 0),
+        (["apps", "behaviour", "apps_distinct", "buyers_past"], 3),
+        (["behaviour", "apps"], 0),  # a place that no project gives it
+        (["behaviour", "buyers_past"], 1),
+    ],
+)
+def test_fields_of_behaviour_are_multi_hot(fields: Sequence[str], multi_hot: int) -> None:
+    assert DnnConfig().multi_hot_fields(fields) == multi_hot
+    assert DnnConfig.published().multi_hot_fields(fields) == 0
+
+
+BEHAVIOUR = Vocabulary(
+    (FieldVocabulary("apps", 1, ("a",)), FieldVocabulary("behaviour", 2, ("x=0", "x=1", "x=2", "y=0", "y=1")))
+)
+
+
+def behaving_rows(rows: int = 900) -> TrainingRows:
+    """Behaviours x and y, 0 or 1 each: a positive is likely where x is 1 and y is 0. Splits take turns."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 2, size=(rows, 2))
+    labels = random.random(rows) < np.where(codes[:, 0] > codes[:, 1], 0.9, 0.1)
+    bags = {
+        "apps": Ragged.from_lists([[2]] * rows),
+        "behaviour": Ragged.from_lists([[2 + x, 5 + y] for x, y in codes.tolist()]),
+    }
+    return TrainingRows(labels.astype(np.float32), (np.arange(rows) % 3).astype(np.int8), bags)
+
+
+def train_on_behaviour(config: DnnConfig) -> TrainedDnn:
+    columns = cumulative_columns(BEHAVIOUR.fields)
+    return train_dnn(behaving_rows(), BEHAVIOUR.sizes, config, columns=columns)
+
+
+def test_what_each_behaviour_tells_is_learned(tmp_path: Path) -> None:
+    trained = train_on_behaviour(replace(SMALL, members=2))
+    assert trained.architecture["multi_hot_fields"] == 1
+    assert {name: tuple(trained.state[name].shape) for name in ("embeddings", "multi_hot.weights")} == {
+        "embeddings": (3, 2 * 4),
+        "multi_hot.weights": (7, 2 * 8),
+    }
+    # x=2 was never seen: it says what x=1 does
+    assert torch.equal(trained.state["multi_hot.weights"][4], trained.state["multi_hot.weights"][3])
+    assert not torch.equal(trained.state["multi_hot.weights"][3], trained.state["multi_hot.weights"][2])
+
+    rows = behaving_rows().subset(TEST)
+    write_bundle(tmp_path / "b", trained, BEHAVIOUR, training_days=[], code_version="test", metrics={})
+    assert compute_metrics(rows.labels, load_bundle(tmp_path / "b").score(rows.bags)).auc > 0.8
+
+
+@pytest.mark.parametrize("pooled", [replace(SMALL, behaviour="pooled"), replace(SMALL, embedding_init=0.1)])
+def test_behaviour_is_pooled_where_settings_or_columns_say_so(pooled: DnnConfig) -> None:
+    rows, columns = behaving_rows(), cumulative_columns(BEHAVIOUR.fields)
+    trained = train_dnn(
+        rows, BEHAVIOUR.sizes, pooled, columns=columns if pooled.behaviour == "pooled" else None
+    )
+    assert "multi_hot_fields" not in trained.architecture
+    assert trained.state["embeddings"].shape == (3 + 7, 4)
+    assert "multi_hot.weights" not in trained.state
+
+
+def test_where_nothing_tells_of_behaviour_the_network_is_the_same_to_the_bit() -> None:
+    assert cumulative_columns([FieldVocabulary("apps", 1, ("a",))]) is None
+    trained = train(simulated_rows(), replace(SMALL, behaviour="pooled"))
+    assert train(simulated_rows()).weights() == trained.weights()
+    assert train(simulated_rows()).architecture == trained.architecture
+
+
+def test_tokens_of_behaviour_are_never_left_out() -> None:
+    tokens = Ragged.from_lists([list(range(400)), [0], list(range(500)), [1, 2]])
+    kept = drop_tokens(tokens, 0.5, np.random.default_rng(0), last_kept=2)
+    assert 100 < kept.lengths[0] < 300
+    assert kept.lengths[1:].tolist() == [1, 500, 2]
+
+
 def test_codes_of_a_field_are_looked_up_in_its_own_weights() -> None:
     rows = {"apps": Ragged.from_lists([[2], [3]]), "model": Ragged.from_lists([[2], [3]], [[7], [255]])}
     _, _, codes = to_tensors(rows, SIZES)
@@ -156,13 +272,21 @@ def test_training_learns_what_codes_tell() -> None:
     assert aucs[1] == 0.5
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("weighted", "multi_hot"), [(False, 0), (True, 0), (True, 1)])
 @pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
-def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling, weighted: bool) -> None:
+def test_the_gradient_in_training_is_that_of_pytorch(
+    pooling: Pooling, weighted: bool, multi_hot: int
+) -> None:
     """The sum has a gradient of its own; ids that repeat, within a bag and between bags, add up."""
     torch.manual_seed(0)
     network = AudienceNet(
-        [6, 5], embedding_dim=3, hidden=(4,), pooling=pooling, embedding_init_std=1.0, token_weights=weighted
+        [6, 5],
+        embedding_dim=3,
+        hidden=(4,),
+        pooling=pooling,
+        embedding_init_std=1.0,
+        token_weights=weighted,
+        multi_hot_fields=multi_hot,
     )
     packed = Ragged.from_lists([[1, 1, 2], [5], [0], [6, 7, 7, 10], [8], [6, 6]])
     bags = as_tensors(
@@ -176,11 +300,11 @@ def test_the_gradient_in_training_is_that_of_pytorch(pooling: Pooling, weighted:
         network.train(mode).zero_grad()
         logits = network(bags)
         logits.square().sum().backward()
-        learned = [network.embeddings, *(network.token_weights.parameters() if network.token_weights else [])]
+        learned = [network.embeddings, *network.parameters()]
         found[mode] = (logits.detach(), *[p.grad.clone() for p in learned])  # type: ignore[union-attr]
     for ours, theirs in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert found[True][1][[3, 4, 9]].abs().sum() == 0  # tokens that no row has
+    assert found[True][1][[3, 4]].abs().sum() == 0  # tokens that no row has
 
 
 def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:

@@ -18,6 +18,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.demo import RUN_TAG, _close_killed_runs
+from pipelines.steps.config.behaviour_names import is_behaviour
 from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import (
     PROMOTION,
@@ -264,6 +265,14 @@ def test_models_learn_what_the_tokens_say(chain: Chain, audience: str) -> None:
     assert promotion["auc_low"] > 0.5
     assert (promotion["accepted"], promotion["former"], promotion["auc_behind"]) == (True, None, 0.0)
     assert PromotionBlock.of(champion.properties) == PromotionBlock(0.2)
+
+
+def test_each_behaviour_reaches_the_network_by_itself(chain: Chain) -> None:
+    models = chain.project.models
+    manifest = models.load("car_buyers", "dnn", models.current("car_buyers", "dnn").version).manifest
+    telling = [field.name for field in manifest.fields if is_behaviour(field.name)]
+    assert manifest.architecture["multi_hot_fields"] == len(telling) > 1
+    assert [field.name for field in manifest.fields[-len(telling) :]] == telling
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)

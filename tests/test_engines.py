@@ -153,7 +153,7 @@ def in_double(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 @cache
 def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
-    """A network whose token counts are inputs, too, where it has more than one member.
+    """A network whose token counts are inputs, too, and campaigns multi-hot, where it has several members.
 
     Where it takes means, all tokens weigh the same.
     """
@@ -165,14 +165,17 @@ def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
         "members": members,
         "token_counts": members > 1,
         "token_weights": pooling == "sqrt_n",
-    }
+    } | ({"multi_hot_fields": 1} if members > 1 else {})
     network = AudienceNet(list(SIZES.values()), embedding_init_std=5.0, **parameters)
     if network.token_weights is not None:
         for part in network.token_weights.parameters():
             torch.nn.init.normal_(part, std=0.5)
+    if network.multi_hot is not None:
+        torch.nn.init.normal_(network.multi_hot.weights, std=5.0)
     model = Network({"name": "audience_net", **parameters}, network.state_dict())
     weights = in_double(model.state)
-    tables = np.split(weights["embeddings"], np.cumsum(list(SIZES.values()))[:-1])
+    fields = list(SIZES)[: network.fields]
+    tables = np.split(weights["embeddings"], np.cumsum([SIZES[name] for name in fields])[:-1])
 
     def weights_of(member: int, field: int) -> np.ndarray:
         """What each code weighs, [256]."""
@@ -188,12 +191,19 @@ def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
     def inputs_of(member: int, rows: EncodedRows) -> np.ndarray:
         own = slice(member * 32, member * 32 + 32)
         pooled, counts = [], []
-        for field, (table, bag) in enumerate(zip(tables, rows.values(), strict=True)):
+        for field, (table, name) in enumerate(zip(tables, fields, strict=True)):
+            bag = rows[name]
             sums = sums_of(table[:, own], bag, weights_of(member, field))
             lengths = bag.lengths[:, np.newaxis].astype(np.float64)
             pooled.append(sums / (np.sqrt(lengths) if pooling == "sqrt_n" else lengths))
             counts.append(np.log(lengths))
         return np.concatenate(pooled + (counts if members > 1 else []), axis=1)
+
+    def of_multi_hot(member: int, rows: EncodedRows) -> np.ndarray | float:
+        if network.multi_hot is None:
+            return 0.0
+        columns = weights["multi_hot.weights"][:, member * 256 : member * 256 + 256]
+        return sums_of(columns, rows["campaigns"], np.ones(256))
 
     def exact(rows: EncodedRows) -> np.ndarray:
         logits = []
@@ -203,6 +213,7 @@ def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
                 values = np.maximum(values, 0) if layer else values
                 of_layer = f"feed_forward.{member}.{layer}"
                 values = values @ weights[f"{of_layer}.weight"].T + weights[f"{of_layer}.bias"]
+                values += of_multi_hot(member, rows) if layer == 0 else 0
             logits.append(values[:, 0])
         return sigmoid(np.mean(logits, axis=0))
 

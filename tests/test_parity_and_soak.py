@@ -50,10 +50,10 @@ def test_a_dict_and_the_vocabulary_give_the_same_ids(odd_rows: pa.Table, narrow:
         assert offsets.tolist() == bag.offsets.tolist()
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("weighted", "multi_hot"), [(False, 0), (True, 0), (True, 1)])
 @pytest.mark.parametrize("pooling", ["mean", "sqrt_n"])
 def test_eager_pytorch_gives_the_bits_of_the_bundle(
-    odd_rows: pa.Table, tmp_path: Path, pooling: Pooling, weighted: bool
+    odd_rows: pa.Table, tmp_path: Path, pooling: Pooling, weighted: bool, multi_hot: int
 ) -> None:
     net = parity_rows.Net(4, (8,), pooling, narrow=True, weighted=weighted)
     vocabulary = parity_rows.vocabulary_of(net)
@@ -65,12 +65,16 @@ def test_eager_pytorch_gives_the_bits_of_the_bundle(
         pooling=pooling,
         embedding_init_std=1.0,
         token_weights=weighted,
+        multi_hot_fields=multi_hot,
     )
+    if network.multi_hot is not None:
+        for columns in network.multi_hot.parameters():
+            torch.nn.init.normal_(columns)
     if network.token_weights is not None:
         for part in network.token_weights.parameters():
             torch.nn.init.normal_(part, std=0.3)
     config = DnnConfig.published(embedding_dim=4, hidden=(8,), pooling=pooling, token_weights=weighted)
-    model = TrainedDnn(network.state_dict(), config, curves=(), best_epochs=())
+    model = TrainedDnn(network.state_dict(), config, (), (), multi_hot)
     write_bundle(tmp_path / "net", model, vocabulary, training_days=[], code_version="test", metrics={})
 
     scores = eager_model.eager_scores(odd_rows, {"net": tmp_path / "net"})

@@ -41,6 +41,17 @@ class SumOfEmbeddings(torch.autograd.Function):
         return of_embeddings, None, None, of_tokens.mul_(embeddings.index_select(0, ids)).sum(dim=1)
 
 
+def sums_of_bags(
+    embeddings: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None = None, *, training: bool
+) -> Tensor:
+    """One sum per bag, each embedding weighed; only in training by the gradient that is cheaper on a CPU."""
+    if training and ids.device.type == "cpu":
+        return SumOfEmbeddings.apply(embeddings, ids, offsets, weights)  # type: ignore[no-any-return, no-untyped-call]
+    return functional.embedding_bag(
+        ids, embeddings, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+    )
+
+
 class Dropout(nn.Module):
     """Drops as `nn.Dropout` does, the share rounded to 256ths: a random byte decides on a value.
 

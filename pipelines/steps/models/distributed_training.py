@@ -4,12 +4,16 @@ For training sets that one machine does not train on in time. On one machine the
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingFiles
 from pipelines.steps.models.dnn_config import DnnConfig
 from pipelines.steps.models.dnn_model import TrainedDnn
 from pipelines.steps.progress import working
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 def train_dnn_distributed(
@@ -21,6 +25,7 @@ def train_dnn_distributed(
     local: bool,
     streamed: bool = False,
     epochs: Sequence[int] | None = None,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedDnn:
     """`train_dnn` in several processes, each with its part of every batch; needs an active Spark session.
 
@@ -35,6 +40,7 @@ def train_dnn_distributed(
         local: On this machine, rather than on executors.
         streamed: Whether rows are read anew in every epoch, rather than held in memory.
         epochs: As for `train_dnn`.
+        columns: As there.
 
     Raises:
         TrainingError: A process failed; says what it printed last.
@@ -44,7 +50,9 @@ def train_dnn_distributed(
     distributor = TorchDistributor(num_processes=processes, local_mode=local, use_gpu=config.device == "cuda")
     try:
         with working(f"training the networks in {processes} processes"):
-            trained = distributor.run(_train_part, files, dict(vocabulary_sizes), config, streamed, epochs)
+            trained = distributor.run(
+                _train_part, files, dict(vocabulary_sizes), config, streamed, epochs, columns
+            )
     except RuntimeError as error:
         raise TrainingError(
             "the network could not be trained in several processes",
@@ -68,6 +76,7 @@ def _train_part(
     config: DnnConfig,
     streamed: bool,
     epochs: Sequence[int] | None,
+    columns: "sparse.csr_matrix | None",
 ) -> TrainedDnn:
     """What each process does; that of rank 0 is the answer."""
     from torch import distributed
@@ -84,6 +93,7 @@ def _train_part(
             # what a process prints is what the distributor hands to the log
             lambda report: print(report, flush=True) if rank == 0 else None,  # noqa: T201
             epochs=epochs,
+            columns=columns,
         )
     finally:
         distributed.destroy_process_group()

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipelines.steps.errors import DataError
 from pipelines.steps.features.encoded_rows import EncodedRows, Ragged
@@ -74,6 +75,22 @@ def as_tensors(packed: Ragged, device: str = "cpu") -> Bags:
     if packed.codes is None:
         return ids.to(device), offsets, None
     return ids.to(device), offsets, torch.from_numpy(packed.codes.astype(np.int32)).to(device)
+
+
+def split_bags(bags: Bags, first: int, others: int) -> tuple[Bags, tuple[Tensor, Tensor]]:
+    """The bags of so many first fields; of the others ids and offsets of one bag a row, field after field."""
+    ids, offsets, codes = bags
+    rows = (len(offsets) - 1) // (first + others)
+    cut = rows * first
+    tokens = int(offsets[cut])
+    rest, starts = ids[tokens:], offsets[cut:-1] - tokens
+    lengths = offsets[cut:].diff().view(others, rows)
+    of_rows = functional.pad(lengths.sum(dim=0).cumsum(dim=0), (1, 0))
+    moves = of_rows[:-1] + lengths.cumsum(dim=0) - lengths - starts.view(others, rows)
+    places = torch.arange(len(rest), device=rest.device)
+    places += moves.flatten().repeat_interleave(lengths.flatten(), output_size=len(rest))
+    of_first = ids[:tokens], offsets[: cut + 1], None if codes is None else codes[:tokens]
+    return of_first, (torch.empty_like(rest).index_copy_(0, places, rest), of_rows.to(offsets.dtype))
 
 
 SHUFFLED_ROWS = 262_144
@@ -172,9 +189,17 @@ class RowsInFiles:
         return self._files.fingerprint()
 
 
-def drop_tokens(bags: Ragged, share: float, random: np.random.Generator) -> Ragged:
-    """Leaves out tokens at random; a bag that would lose all of them keeps all."""
+def drop_tokens(bags: Ragged, share: float, random: np.random.Generator, last_kept: int = 0) -> Ragged:
+    """Leaves out tokens at random; a bag that would lose all of them keeps all, and so do the last bags.
+
+    Args:
+        bags: What is left out of.
+        share: Of the tokens.
+        random: What decides.
+        last_kept: Number of the last bags.
+    """
     kept = random.random(len(bags.values), dtype=np.float32) >= share
+    kept[bags.offsets[bags.rows - last_kept] :] = True
     emptied = bags.count(kept) == 0
     if emptied.any():
         kept |= np.repeat(emptied, bags.lengths)

@@ -1,12 +1,16 @@
 """The network's settings, without PyTorch: what offers them to a user need not wait for its import."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
+from pipelines.steps.config.behaviour_names import is_behaviour
 from pipelines.steps.config.defaults import MAX_EPOCHS, PATIENCE
 from pipelines.steps.config.metric import DEFAULT_METRIC, Metric
 
 Pooling = Literal["mean", "sqrt_n"]
+BehaviourCodes = Literal["thermometer", "pooled"]
 MIN_STEPS = 40
 """Steps an epoch should have: fewer rows than that many batches are taken in smaller ones."""
 
@@ -25,6 +29,8 @@ class DnnConfig:
         pooling: How a row's embeddings become one.
         token_counts: Whether the number of a field's tokens is an input.
         token_weights: Whether a token weighs by how often, on how many days and how lately it was seen.
+        behaviour: Whether fields of behaviour are "pooled" as others are, or the "thermometer" code of each
+            behaviour is an input of the first layer: 1 for its code and all below, 0 for those above.
         embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_std: Standard deviation of the initial embeddings.
         embedding_init: Root mean square of the embeddings that training starts from, found by correspondence
@@ -55,6 +61,7 @@ class DnnConfig:
     pooling: Pooling = "sqrt_n"
     token_counts: bool = True
     token_weights: bool = True
+    behaviour: BehaviourCodes = "thermometer"
     embedding_dropout: float = 0.2
     embedding_init_std: float = 0.01
     embedding_init: float = 0.3
@@ -79,6 +86,7 @@ class DnnConfig:
             "pooling": "mean",
             "token_counts": False,
             "token_weights": False,
+            "behaviour": "pooled",
             "embedding_dropout": 0.0,
             "token_dropout": 0.0,
             "embedding_eps": 1e-8,
@@ -93,6 +101,12 @@ class DnnConfig:
         if self.batch_rows is not None:
             return self.batch_rows
         return next((size for size in (512, 256, 128, 64) if rows >= MIN_STEPS * size), 32)
+
+    def multi_hot_fields(self, fields: Sequence[str]) -> int:
+        """Number of the last fields that are not pooled: those of behaviour, which come after all others."""
+        if self.behaviour == "pooled":
+            return 0
+        return min(len(list(takewhile(is_behaviour, reversed(fields)))), len(fields) - 1)
 
     @property
     def architecture(self) -> dict[str, object]:

@@ -2,8 +2,9 @@
 
 Spark executors import it to score; how it is trained is in `dnn_training`, its settings in `dnn_config`.
 
-Sizes in the docstrings: B rows, F fields, V_f ids of field f and V of all fields, D embedding width,
-M members of an ensemble, N tokens of a batch.
+Sizes in the docstrings: B rows, F fields, of which P are pooled and the others multi-hot, V_f ids of field f
+and V of all pooled fields, D embedding width, H width of the first layer, M members of an ensemble, N tokens
+of a batch.
 """
 
 import math
@@ -20,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from pipelines.steps.features.token_weights import AGES, DAYS, EVENTS
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
-from pipelines.steps.models.cpu_kernels import Dropout, SumOfEmbeddings
-from pipelines.steps.models.dnn_batches import Bags
+from pipelines.steps.models.cpu_kernels import Dropout, sums_of_bags
+from pipelines.steps.models.dnn_batches import Bags, split_bags
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling
 
 
@@ -41,6 +42,8 @@ class AudienceNet(nn.Module):
         embedding_dropout: Share of pooled embedding values dropped in training.
         embedding_init_std: Standard deviation of the initial embeddings.
         token_weights: Whether tokens weigh by their codes, each member having weights of its own.
+        multi_hot_fields: Number of the last fields that no embeddings are pooled of: their tokens are inputs
+            of the first layer, 1 or 0 each, so that it tells them apart.
     """
 
     def __init__(
@@ -56,13 +59,20 @@ class AudienceNet(nn.Module):
         embedding_dropout: float = 0.0,
         embedding_init_std: float = 0.01,
         token_weights: bool = False,
+        multi_hot_fields: int = 0,
     ) -> None:
         super().__init__()
         if pooling not in ("mean", "sqrt_n"):
             raise ValueError(f"pooling is 'mean' or 'sqrt_n', not {pooling!r}")
-        self.fields, self.members, self.embedding_dim = len(vocabulary_sizes), members, embedding_dim
+        if not 0 <= multi_hot_fields < len(vocabulary_sizes):
+            raise ValueError(
+                f"{multi_hot_fields} of {len(vocabulary_sizes)} fields cannot be multi-hot: one is pooled"
+            )
+        self.fields, self.multi_hot_fields = len(vocabulary_sizes) - multi_hot_fields, multi_hot_fields  # P
+        self.members, self.embedding_dim = members, embedding_dim
         self.pooling, self.token_counts = pooling, token_counts
-        table = torch.empty(sum(vocabulary_sizes), members * embedding_dim)  # V × M·D
+        pooled, multi_hot = vocabulary_sizes[: self.fields], vocabulary_sizes[self.fields :]
+        table = torch.empty(sum(pooled), members * embedding_dim)  # V × M·D
         self.embeddings = nn.Parameter(nn.init.normal_(table, std=embedding_init_std))
         self._parts: Sequence[Tensor] | None = None
         """The embeddings of each member, once they no longer change."""
@@ -70,29 +80,48 @@ class AudienceNet(nn.Module):
         self.token_weights = TokenWeights(members, self.fields) if token_weights else None
         inputs = self.fields * embedding_dim + (self.fields if token_counts else 0)
         self.feed_forward = nn.ModuleList(_feed_forward(inputs, hidden, dropout) for _ in range(members))
+        self.width = [*hidden, 1][0]  # H
+        self.multi_hot: nn.Module | None = (
+            MultiHot(sum(multi_hot), members, self.width) if multi_hot else None
+        )
 
     def forward(self, bags: Bags) -> Tensor:
         """Logits [B] of `to_tensors`' ids [N], offsets [F·B + 1] and codes [N]."""
+        if self.multi_hot is None:
+            return self._logits(bags, None)
+        pooled, (ids, offsets) = split_bags(bags, self.fields, self.multi_hot_fields)
+        return self._logits(pooled, self.multi_hot(ids - len(self.embeddings), offsets))
+
+    def _logits(self, bags: Bags, of_multi_hot: Tensor | None) -> Tensor:
+        """Logits [B] of the pooled fields' bags, and of what the others add to the first layer, M × B × H."""
         _, offsets, _ = bags
-        lengths = offsets.diff().clamp(min=1).to(self.embeddings.dtype)  # F·B
-        pooled = self._pooled(bags, lengths)  # F·B × M·D
+        lengths = offsets.diff().clamp(min=1).to(self.embeddings.dtype)  # P·B
+        pooled = self._pooled(bags, lengths)  # P·B × M·D
         rows = len(lengths) // self.fields
         by_member = pooled.view(self.fields, rows, self.members, self.embedding_dim).permute(2, 1, 0, 3)
-        inputs = self.embedding_dropout(by_member.flatten(2))  # M × B × F·D
+        inputs = self.embedding_dropout(by_member.flatten(2))  # M × B × P·D
         if self.token_counts:
-            counts = lengths.log().view(self.fields, rows).T.expand(self.members, -1, -1)  # M × B × F
+            counts = lengths.log().view(self.fields, rows).T.expand(self.members, -1, -1)  # M × B × P
             inputs = torch.cat([inputs, counts], dim=2)
-        logits = [member(x) for member, x in zip(self.feed_forward, inputs, strict=True)]  # M of B × 1
+        if of_multi_hot is None:
+            logits = [member(x) for member, x in zip(self.feed_forward, inputs, strict=True)]  # M of B × 1
+        else:
+            logits = [
+                member[1:](member[0](x) + added)
+                for member, x, added in zip(self.feed_forward, inputs, of_multi_hot, strict=True)
+            ]
         return torch.stack(logits).mean(dim=0).squeeze(1)
 
     def _pooled(self, bags: Bags, lengths: Tensor) -> Tensor:
-        """One vector per bag, F·B × M·D."""
+        """One vector per bag, P·B × M·D."""
         ids, offsets, codes = bags
         if codes is not None and self.token_weights is not None:
             tables = self.token_weights()
             sums = torch.cat(
                 [
-                    self._sums(embeddings, ids, offsets, table.index_select(0, codes))
+                    sums_of_bags(
+                        embeddings, ids, offsets, table.index_select(0, codes), training=self.training
+                    )
                     for embeddings, table in zip(self._by_member(), tables, strict=True)
                 ],
                 dim=1,
@@ -102,16 +131,8 @@ class AudienceNet(nn.Module):
                 ids, self.embeddings, offsets, mode="mean", include_last_offset=True
             )
         else:
-            sums = self._sums(self.embeddings, ids, offsets, None)
+            sums = sums_of_bags(self.embeddings, ids, offsets, training=self.training)
         return sums / (lengths if self.pooling == "mean" else lengths.sqrt()).unsqueeze(1)
-
-    def _sums(self, embeddings: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
-        """One sum per bag; only in training by the gradient that is cheaper on a CPU."""
-        if self.training and ids.device.type == "cpu":
-            return SumOfEmbeddings.apply(embeddings, ids, offsets, weights)  # type: ignore[no-any-return, no-untyped-call]
-        return functional.embedding_bag(
-            ids, embeddings, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
-        )
 
     def _by_member(self) -> Sequence[Tensor]:
         """V × D of each member, in one piece: to look up columns of one table takes 4 times as long."""
@@ -143,6 +164,26 @@ class TokenWeights(nn.Module):
         return table.flatten(1)
 
 
+class MultiHot(nn.Module):
+    """What the tokens of the multi-hot fields add to the first layer: a column of its weights for each token.
+
+    Args:
+        vocabulary_size: Number of these fields' ids.
+        members: M.
+        width: H.
+    """
+
+    def __init__(self, vocabulary_size: int, members: int, width: int) -> None:
+        super().__init__()
+        self.members = members
+        self.weights = nn.Parameter(torch.zeros(vocabulary_size, members * width))
+
+    def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        """M × B × H of bags [B]."""
+        sums = sums_of_bags(self.weights, ids, offsets, training=self.training)
+        return sums.unflatten(1, (self.members, -1)).transpose(0, 1)
+
+
 def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for next_width in hidden:
@@ -151,18 +192,24 @@ def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Seque
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
+SIDE_BY_SIDE = ("embeddings", "multi_hot.weights")
+"""Tables whose columns are the members'."""
+
+
 def ensemble_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The weights of networks of one member each as those of one network with a member for each.
 
     Args:
         states: Parameter name → tensor, all of the same shapes.
     """
-    merged = {"embeddings": torch.cat([state["embeddings"] for state in states], dim=1)}
+    merged = {}
     for member, state in enumerate(states):
         for name, tensor in state.items():
-            if name.startswith("token_weights."):
+            if name in SIDE_BY_SIDE:
+                merged[name] = torch.cat([each[name] for each in states], dim=1)
+            elif name.startswith("token_weights."):
                 merged[name] = torch.cat([each[name] for each in states])
-            elif name != "embeddings":
+            else:
                 merged[name.replace("feed_forward.0.", f"feed_forward.{member}.", 1)] = tensor
     return merged
 
@@ -216,12 +263,14 @@ class TrainedDnn:
         config: What it was trained with.
         curves: One report per member and epoch, from 1.
         best_epochs: Of each member, the epoch whose weights these are.
+        multi_hot_fields: Number of the last fields that are multi-hot.
     """
 
     state: Mapping[str, Tensor]
     config: DnnConfig
     curves: tuple[EpochReport, ...]
     best_epochs: tuple[int, ...]
+    multi_hot_fields: int = 0
 
     @property
     def best_metric(self) -> float:
@@ -240,7 +289,8 @@ class TrainedDnn:
     @property
     def architecture(self) -> dict[str, object]:
         """Name and parameters from which a bundle builds the same network again."""
-        return {"name": "audience_net", **self.config.architecture}
+        found = {"name": "audience_net", **self.config.architecture}
+        return found | {"multi_hot_fields": self.multi_hot_fields} if self.multi_hot_fields else found
 
     def weights(self) -> bytes:
         """The content of weights.safetensors."""

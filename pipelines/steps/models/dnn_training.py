@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,7 +42,11 @@ from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDn
 from pipelines.steps.models.embedding_init import correspondence_embeddings
 from pipelines.steps.models.metrics import compute_metrics
 from pipelines.steps.models.ranking import measure
+from pipelines.steps.models.thermometer_codes import NetworkInputs, ThermometerCodes
 from pipelines.steps.progress import Work, beating
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 logger = logging.getLogger(__name__)
 SCORING_ROWS = 8_192
@@ -59,6 +63,7 @@ def train_dnn(
     *,
     checkpoint: Path | None = None,
     epochs: Sequence[int] | None = None,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedDnn:
     """Trains each member on the TRAIN rows, keeps its epoch that ranks the VALIDATION rows best.
 
@@ -76,6 +81,7 @@ def train_dnn(
             and does without it.
         epochs: Of each member, how many to train it, in a refit: no VALIDATION row is looked at, a training
             before has found the number. None: validation decides.
+        columns: The vocabulary's `cumulative_columns`; None: fields of behaviour are pooled as others are.
 
     Raises:
         TrainingError: The rows are not trainable, or the loss is not finite.
@@ -84,17 +90,18 @@ def train_dnn(
         train, validation = _splits(rows, vocabulary_sizes, [TRAIN, VALIDATION])
     else:
         [train], validation = _splits(rows, vocabulary_sizes, [TRAIN]), None
+    inputs = NetworkInputs.of(vocabulary_sizes, columns, config)
     saved = Checkpoint(
-        checkpoint, _fingerprint(config, vocabulary_sizes, train, validation, epochs) if checkpoint else ""
+        checkpoint, _fingerprint(config, inputs, train, validation, epochs) if checkpoint else ""
     )
     began = time.monotonic()
     # dropout knows no generator of its own, so the global one is borrowed and put back
     with torch_threads(config.threads), torch.random.fork_rng():
         runs = []
-        start = _initial_embeddings(train, config, sum(vocabulary_sizes.values()))
+        start = _initial_embeddings(train, config, inputs)
         for member in range(1, config.members + 1):
             wanted = None if epochs is None else epochs[member - 1]
-            run = _MemberRun.resumed(member, config, list(vocabulary_sizes.values()), start, saved, wanted)
+            run = _MemberRun.resumed(member, config, inputs, start, saved, wanted)
             with beating(Work(f"training network {member} of {config.members}", run.last_report)) as work:
                 while not run.finished:
                     report = run.epoch(train, validation)
@@ -105,10 +112,11 @@ def train_dnn(
     passes, seconds = sum(len(run.curve) for run in runs), time.monotonic() - began
     logger.info("%d networks trained: %d epochs, %.1f s", len(runs), passes, seconds)
     return TrainedDnn(
-        ensemble_of([run.best_state for run in runs]),
+        ensemble_of([inputs.stored(run.best_state) for run in runs]),
         config,
         tuple(report for run in runs for report in run.curve),
         tuple(run.best_epoch for run in runs),
+        inputs.multi_hot_fields,
     )
 
 
@@ -120,6 +128,7 @@ def tune_dnn(
     progress: Callable[[EpochReport], None] = lambda _: None,
     *,
     checkpoint: Path | None = None,
+    columns: "sparse.csr_matrix | None" = None,
 ) -> TrainedDnn:
     """Trains with each weight decay, keeps the networks that rank the VALIDATION rows best.
 
@@ -130,12 +139,13 @@ def tune_dnn(
         weight_decays: One is no tuning; the first of equals is kept.
         progress: As there.
         checkpoint: As there; a file of its own for each decay, whose names begin alike.
+        columns: As there.
     """
     tried = []
     for decay in weight_decays:
         own = replace(config, weight_decay=decay)
         saved = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{decay:g}")
-        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=saved)
+        trained = train_dnn(rows, vocabulary_sizes, own, progress, checkpoint=saved, columns=columns)
         logger.info("weight decay %g: validation %s %.4f", decay, config.metric, trained.best_metric)
         tried.append(trained)
     return max(tried, key=lambda trained: trained.best_metric)
@@ -152,13 +162,16 @@ def _splits(
     return [RowsInMemory(rows, split, vocabulary_sizes) for split in splits]
 
 
-def _initial_embeddings(train: Rows, config: DnnConfig, vocabulary_size: int) -> np.ndarray | None:
-    """float32 [V, D], or None; of SHUFFLED_ROWS rows at most, which tell of any token that is not rare."""
+def _initial_embeddings(train: Rows, config: DnnConfig, inputs: NetworkInputs) -> np.ndarray | None:
+    """float32 [V, D], or None; of SHUFFLED_ROWS rows at most, which tell of any token that is not rare.
+
+    Behaviour tells which tokens are alike, too, where it is not pooled itself.
+    """
     if config.embedding_init == 0:
         return None
     labels, packed = next(train.shuffled(SHUFFLED_ROWS, np.random.default_rng(config.seed)))
-    points = correspondence_embeddings(packed, len(labels), vocabulary_size, config.embedding_dim)
-    return points * np.float32(config.embedding_init)
+    points = correspondence_embeddings(packed, len(labels), sum(inputs.sizes), config.embedding_dim)
+    return points[: inputs.pooled_ids] * np.float32(config.embedding_init)
 
 
 @dataclass(frozen=True)
@@ -197,11 +210,11 @@ class _MemberRun:
         self,
         member: int,
         config: DnnConfig,
-        vocabulary_sizes: Sequence[int],
+        inputs: NetworkInputs,
         start: np.ndarray | None,
         epochs: int | None = None,
     ) -> None:
-        self.member, self.config, self.epochs = member, config, epochs
+        self.member, self.config, self.inputs, self.epochs = member, config, inputs, epochs
         self.device = _device(config.device)
         self.ranks = _Ranks.current()
         seed = config.seed * SEEDS_APART + member
@@ -209,18 +222,25 @@ class _MemberRun:
         self.random = np.random.default_rng(seed)
         single = {**config.architecture, "members": 1}
         self.network = AudienceNet(
-            vocabulary_sizes,
+            inputs.sizes,
             **single,  # type: ignore[arg-type]
+            multi_hot_fields=inputs.multi_hot_fields,
             dropout=config.dropout,
             embedding_dropout=config.embedding_dropout,
             embedding_init_std=config.embedding_init_std,
-        ).to(self.device)
+        )
+        if inputs.columns is not None:
+            self.network.multi_hot = ThermometerCodes(inputs.columns, self.network.width)
+        self.network.to(self.device)
         if start is not None:
             self.network.embeddings.data += torch.from_numpy(start).to(self.device)
         parameter_groups: list[dict[str, Any]] = [
             {"params": [self.network.embeddings], "eps": config.embedding_eps},
             {"params": list(self.network.feed_forward.parameters())},
         ]
+        if self.network.multi_hot is not None:
+            steps = list(self.network.multi_hot.parameters())
+            parameter_groups.append({"params": steps, "eps": config.embedding_eps})
         if self.network.token_weights is not None:
             parameter_groups.append({"params": list(self.network.token_weights.parameters())})
         self.optimizer = torch.optim.AdamW(
@@ -292,7 +312,8 @@ class _MemberRun:
     def _step(self, batch: Batch, parameters: Sequence[Tensor]) -> Tensor:
         """Takes one step on a batch; the sum of the losses of this process's part of it."""
         if self.config.token_dropout > 0:
-            batch = batch[0], drop_tokens(batch[1], self.config.token_dropout, self.random)
+            kept = self.inputs.multi_hot_fields * len(batch[0])
+            batch = batch[0], drop_tokens(batch[1], self.config.token_dropout, self.random, kept)
         labels, packed = self.ranks.shard(batch)
         logits = self.network(as_tensors(packed, self.device))
         loss = functional.binary_cross_entropy_with_logits(
@@ -353,20 +374,20 @@ class _MemberRun:
         cls,
         member: int,
         config: DnnConfig,
-        vocabulary_sizes: Sequence[int],
+        inputs: NetworkInputs,
         start: np.ndarray | None,
         checkpoint: Checkpoint,
         epochs: int | None,
     ) -> "_MemberRun":
         """The training of a member where its checkpoint left it; from its beginning, where there is none."""
-        run, state = cls(member, config, vocabulary_sizes, start, epochs), checkpoint.state_of(member)
+        run, state = cls(member, config, inputs, start, epochs), checkpoint.state_of(member)
         if state is None:
             return run
         try:
             run._take_up(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             checkpoint.distrust(error)
-            return cls(member, config, vocabulary_sizes, start, epochs)  # the other one is restored in part
+            return cls(member, config, inputs, start, epochs)  # the other one is restored in part
         return run
 
     def _take_up(self, state: State) -> None:
@@ -394,15 +415,18 @@ class _MemberRun:
 
 def _fingerprint(
     config: DnnConfig,
-    vocabulary_sizes: Mapping[str, int],
+    inputs: NetworkInputs,
     train: Rows,
     validation: Rows | None,
     epochs: Sequence[int] | None,
 ) -> str:
     machine = _device(config.device), torch.__version__
-    content = hashlib.sha256(repr((config, dict(vocabulary_sizes), epochs, *machine)).encode())
+    content = hashlib.sha256(repr((config, list(inputs.sizes), epochs, *machine)).encode())
     for rows in (train, validation):
         content.update(rows.fingerprint() if rows else b"")
+    if inputs.columns is not None:
+        for array in (inputs.columns.indptr, inputs.columns.indices, inputs.columns.data):
+            content.update(array.tobytes())
     return content.hexdigest()
 
 

@@ -72,18 +72,11 @@ class _GraphWriter:
 
         Where its tokens weigh, each embedding is multiplied by what its code weighs, float [256].
 
-        A token's row is the number of bags that end at or before it; so the offsets say it all. Gathered
-        embeddings are added to their rows in the order of the tokens.
+        Gathered embeddings are added to their rows in the order of the tokens.
         """
-        ids, offsets = bag_input_names(field)
-        zero, one, last = self.constant([0]), self.constant([1]), self.constant([-1])
-        ends = self.node("Slice", offsets, one, self.constant([np.iinfo(np.int64).max]))
-        lengths = self.node("Sub", ends, self.node("Slice", offsets, zero, last))
-        # a place more than there are tokens, for the bags that end after the last
-        no_ends = self.node("Expand", zero, self.node("Add", self.node("Shape", ids), one))
-        each_one = self.node("Expand", one, self.node("Shape", ends))
-        ended = self.node("ScatterElements", no_ends, ends, each_one, reduction="add")
-        rows = self.node("Slice", self.node("CumSum", ended, self.constant(0)), zero, last)
+        ids, _ = bag_input_names(field)
+        one = self.constant([1])
+        rows, lengths = self._rows_and_lengths(field)
         width = self.constant(embeddings.shape[1:])
         shape = self.node("Concat", self.node("Shape", lengths), width, axis=0)
         gathered = self.node("Gather", self.constant(embeddings, np.float32), ids)
@@ -100,6 +93,38 @@ class _GraphWriter:
             reduction="add",
         )
         return sums, self.node("Unsqueeze", lengths, one)
+
+    def counts(self, field: BundleField) -> str:
+        """How often each of a field's ids is in each row, float [B, V_f]."""
+        ids, _ = bag_input_names(field)
+        one = self.constant([1])
+        rows, lengths = self._rows_and_lengths(field)
+        width = self.constant([field.vocabulary_size])
+        shape = self.node("Concat", self.node("Shape", lengths), width, axis=0)
+        places = [self.node("Unsqueeze", each, one) for each in (rows, ids)]
+        return self.node(
+            "ScatterND",
+            self.node("ConstantOfShape", shape),
+            self.node("Concat", *places, axis=1),
+            self.node("Expand", self.constant([1], np.float32), self.node("Shape", ids)),
+            reduction="add",
+        )
+
+    def _rows_and_lengths(self, field: BundleField) -> tuple[str, str]:
+        """The row of each of a field's tokens, int64 [N], and the number of each row's tokens, int64 [B].
+
+        A token's row is the number of bags that end at or before it; so the offsets say it all.
+        """
+        ids, offsets = bag_input_names(field)
+        zero, one, last = self.constant([0]), self.constant([1]), self.constant([-1])
+        ends = self.node("Slice", offsets, one, self.constant([np.iinfo(np.int64).max]))
+        lengths = self.node("Sub", ends, self.node("Slice", offsets, zero, last))
+        # a place more than there are tokens, for the bags that end after the last
+        no_ends = self.node("Expand", zero, self.node("Add", self.node("Shape", ids), one))
+        each_one = self.node("Expand", one, self.node("Shape", ends))
+        ended = self.node("ScatterElements", no_ends, ends, each_one, reduction="add")
+        rows = self.node("Slice", self.node("CumSum", ended, self.constant(0)), zero, last)
+        return rows, lengths
 
     def written(self, logits: str) -> bytes:
         """The content of an `.onnx` file that answers `logits`: the value of this name, [B]."""
@@ -141,8 +166,10 @@ def _audience_net_logits(
     pooled: list[list[str]] = [[] for _ in range(members)]
     counts: list[str] = []
     tables = _token_weights(state) if architecture.get("token_weights") else None  # M × F × 256
+    first_multi_hot = len(graph.fields) - architecture.get("multi_hot_fields", 0)
+    fields, multi_hot = graph.fields[:first_multi_hot], graph.fields[first_multi_hot:]
     for place, (field, embeddings) in enumerate(
-        zip(graph.fields, _by_field(graph, state["embeddings"]), strict=True)
+        zip(fields, _by_field(fields, state["embeddings"]), strict=True)
     ):
         for member in range(members):
             sums, lengths = graph.bag_sums(
@@ -156,13 +183,36 @@ def _audience_net_logits(
         counts.append(graph.node("Log", length))
     if not architecture.get("token_counts"):
         counts = []
+    added = (
+        _of_multi_hot(graph, multi_hot, state["multi_hot.weights"], members)
+        if multi_hot
+        else [None] * members
+    )
     logits = [
         _feed_forward_logits(
-            graph, state, f"feed_forward.{member}.", graph.node("Concat", *inputs, *counts, axis=1)
+            graph,
+            state,
+            f"feed_forward.{member}.",
+            graph.node("Concat", *inputs, *counts, axis=1),
+            added[member],
         )
         for member, inputs in enumerate(pooled)
     ]
     return graph.node("Squeeze", graph.node("Mean", *logits), graph.constant([1]))
+
+
+def _of_multi_hot(
+    graph: _GraphWriter, fields: Sequence[BundleField], weights: np.ndarray, members: int
+) -> list[str | None]:
+    """What MultiHot.forward says, by member.
+
+    A product with the counts: gathered columns would be some 60 times as many numbers as a row has tokens.
+    """
+    counts = graph.node("Concat", *map(graph.counts, fields), axis=1)
+    return [
+        graph.node("MatMul", counts, graph.constant(np.ascontiguousarray(own), np.float32))
+        for own in np.split(weights, members, axis=1)
+    ]
 
 
 def _token_weights(state: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -176,8 +226,9 @@ def _token_weights(state: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _feed_forward_logits(
-    graph: _GraphWriter, state: Mapping[str, np.ndarray], prefix: str, values: str
+    graph: _GraphWriter, state: Mapping[str, np.ndarray], prefix: str, values: str, added: str | None
 ) -> str:
+    """The layers' answer, [B, 1]; `added` to what the first one says."""
     layers = sorted(int(n.split(".")[2]) for n in state if n.startswith(prefix) and n.endswith(".weight"))
     for layer in layers:
         weight = graph.constant(state[f"{prefix}{layer}.weight"], np.float32)
@@ -185,17 +236,19 @@ def _feed_forward_logits(
         if layer != layers[0]:
             values = graph.node("Relu", values)
         values = graph.node("Gemm", values, weight, bias, transB=1)
+        if layer == layers[0] and added is not None:
+            values = graph.node("Add", values, added)
     return values
 
 
-def _by_field(graph: _GraphWriter, table: np.ndarray) -> list[np.ndarray]:
-    """The one table of all fields' tokens, cut into each field's."""
-    return np.split(table, np.cumsum([field.vocabulary_size for field in graph.fields])[:-1])
+def _by_field(fields: Sequence[BundleField], table: np.ndarray) -> list[np.ndarray]:
+    """The one table of fields' tokens, cut into each field's."""
+    return np.split(table, np.cumsum([field.vocabulary_size for field in fields])[:-1])
 
 
 def _logistic_logits(graph: _GraphWriter, state: Mapping[str, np.ndarray], _: Mapping[str, Any]) -> str:
     """Writes what LogisticNet.forward does."""
-    tables = _by_field(graph, state["weights"])
+    tables = _by_field(graph.fields, state["weights"])
     entries = events_class(np.arange(CODES)) + 1
     sums = [
         graph.bag_sums(field, table, entries)[0] for field, table in zip(graph.fields, tables, strict=True)
