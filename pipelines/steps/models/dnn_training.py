@@ -238,9 +238,8 @@ class _MemberRun:
             {"params": [self.network.embeddings], "eps": config.embedding_eps},
             {"params": list(self.network.feed_forward.parameters())},
         ]
-        for part in (self.network.multi_hot, self.network.token_weights):
-            if part is not None:
-                parameter_groups.append({"params": list(part.parameters())})
+        others = (self.network.multi_hot, self.network.token_weights)
+        parameter_groups += [{"params": list(part.parameters())} for part in others if part is not None]
         self.optimizer = torch.optim.AdamW(
             parameter_groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
