@@ -29,12 +29,13 @@ from pipelines.steps.labels.training_rows import (
 from pipelines.steps.models.bundle import write_bundle
 from pipelines.steps.models.bundle_loader import load_bundle
 from pipelines.steps.models.cpu_kernels import Dropout
-from pipelines.steps.models.dnn_batches import as_tensors, drop_tokens, to_tensors
+from pipelines.steps.models.dnn_batches import as_tensors, to_tensors
 from pipelines.steps.models.dnn_config import DnnConfig, Pooling, weight_decays
 from pipelines.steps.models.dnn_model import AudienceNet, EpochReport, TrainedDnn, ensemble_of
 from pipelines.steps.models.dnn_training import train_dnn, tune_dnn
 from pipelines.steps.models.metrics import compute_metrics
 from pipelines.steps.models.model_columns import cumulative_columns
+from pipelines.steps.models.thermometer_codes import ThermometerCodes, as_tensor
 
 SIZES = {"apps": 5, "model": 4}
 BATCH: EncodedRows = {
@@ -239,18 +240,26 @@ def test_behaviour_is_pooled_where_settings_or_columns_say_so(pooled: DnnConfig)
     assert "multi_hot.weights" not in trained.state
 
 
+def test_a_column_of_behaviour_is_the_sum_of_the_steps_up_to_its_code() -> None:
+    columns = cumulative_columns(BEHAVIOUR.fields)
+    assert columns is not None
+    codes = ThermometerCodes(columns[3:, 3:], width=2)  # without those of apps
+    with torch.no_grad():
+        codes.steps.copy_(torch.tensor([[1.0, 0], [2, 0], [4, 0], [8, 1], [16, 2], [32, 0], [64, 3]]))
+    weights = codes.weights()
+    # missing, unknown, x = 0, 1, 2, y = 0, 1
+    assert weights.tolist() == [[1, 0], [2, 0], [4, 0], [12, 1], [28, 3], [32, 0], [96, 3]]
+    assert torch.equal(torch.sparse.mm(as_tensor(columns[3:, 3:]), codes.steps), weights)  # as on a GPU
+    weights.sum().backward()
+    assert codes.steps.grad is not None
+    assert codes.steps.grad[:, 0].tolist() == [1, 1, 3, 2, 1, 2, 1]  # columns that a step is in
+
+
 def test_where_nothing_tells_of_behaviour_the_network_is_the_same_to_the_bit() -> None:
     assert cumulative_columns([FieldVocabulary("apps", 1, ("a",))]) is None
     trained = train(simulated_rows(), replace(SMALL, behaviour="pooled"))
     assert train(simulated_rows()).weights() == trained.weights()
     assert train(simulated_rows()).architecture == trained.architecture
-
-
-def test_tokens_of_behaviour_are_never_left_out() -> None:
-    tokens = Ragged.from_lists([list(range(400)), [0], list(range(500)), [1, 2]])
-    kept = drop_tokens(tokens, 0.5, np.random.default_rng(0), last_kept=2)
-    assert 100 < kept.lengths[0] < 300
-    assert kept.lengths[1:].tolist() == [1, 500, 2]
 
 
 def test_codes_of_a_field_are_looked_up_in_its_own_weights() -> None:

@@ -189,17 +189,9 @@ class RowsInFiles:
         return self._files.fingerprint()
 
 
-def drop_tokens(bags: Ragged, share: float, random: np.random.Generator, last_kept: int = 0) -> Ragged:
-    """Leaves out tokens at random; a bag that would lose all of them keeps all, and so do the last bags.
-
-    Args:
-        bags: What is left out of.
-        share: Of the tokens.
-        random: What decides.
-        last_kept: Number of the last bags.
-    """
+def drop_tokens(bags: Ragged, share: float, random: np.random.Generator) -> Ragged:
+    """Leaves out tokens at random; a bag that would lose all of them keeps all."""
     kept = random.random(len(bags.values), dtype=np.float32) >= share
-    kept[bags.offsets[bags.rows - last_kept] :] = True
     emptied = bags.count(kept) == 0
     if emptied.any():
         kept |= np.repeat(emptied, bags.lengths)

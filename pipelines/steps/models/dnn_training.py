@@ -238,11 +238,8 @@ class _MemberRun:
             {"params": [self.network.embeddings], "eps": config.embedding_eps},
             {"params": list(self.network.feed_forward.parameters())},
         ]
-        if self.network.multi_hot is not None:
-            steps = list(self.network.multi_hot.parameters())
-            parameter_groups.append({"params": steps, "eps": config.embedding_eps})
-        if self.network.token_weights is not None:
-            parameter_groups.append({"params": list(self.network.token_weights.parameters())})
+        others = (self.network.multi_hot, self.network.token_weights)
+        parameter_groups += [{"params": list(part.parameters())} for part in others if part is not None]
         self.optimizer = torch.optim.AdamW(
             parameter_groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -312,8 +309,7 @@ class _MemberRun:
     def _step(self, batch: Batch, parameters: Sequence[Tensor]) -> Tensor:
         """Takes one step on a batch; the sum of the losses of this process's part of it."""
         if self.config.token_dropout > 0:
-            kept = self.inputs.multi_hot_fields * len(batch[0])
-            batch = batch[0], drop_tokens(batch[1], self.config.token_dropout, self.random, kept)
+            batch = batch[0], drop_tokens(batch[1], self.config.token_dropout, self.random)
         labels, packed = self.ranks.shard(batch)
         logits = self.network(as_tensors(packed, self.device))
         loss = functional.binary_cross_entropy_with_logits(

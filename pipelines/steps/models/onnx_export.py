@@ -206,7 +206,7 @@ def _of_multi_hot(
 ) -> list[str | None]:
     """What MultiHot.forward says, by member.
 
-    A product with the counts: gathered columns would be some 60 times as many numbers as a row has tokens.
+    A product with the counts: gathered, there would be a column for each token of a batch.
     """
     counts = graph.node("Concat", *map(graph.counts, fields), axis=1)
     return [

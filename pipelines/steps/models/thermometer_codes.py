@@ -76,21 +76,22 @@ class ThermometerCodes(nn.Module):
         """V × H"""
         if self.steps.device.type == "cpu":
             return _Product.apply(self._columns, self.steps)  # type: ignore[no-any-return, no-untyped-call]
-        entries = self._columns.tocoo()
-        return torch.sparse.mm(
-            torch.sparse_coo_tensor(
-                torch.from_numpy(np.stack([entries.row, entries.col])),
-                torch.from_numpy(entries.data),
-                entries.shape,
-                device=self.steps.device,
-                check_invariants=True,
-            ),
-            self.steps,
-        )
+        return torch.sparse.mm(as_tensor(self._columns).to(self.steps.device), self.steps)
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """1 × B × H of bags [B]."""
         return sums_of_bags(self.weights(), ids, offsets, training=self.training).unsqueeze(0)
+
+
+def as_tensor(columns: "sparse.csr_matrix") -> Tensor:
+    """A sparse matrix as PyTorch has it."""
+    entries = columns.tocoo()
+    return torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([entries.row, entries.col])),
+        torch.from_numpy(entries.data),
+        entries.shape,
+        check_invariants=True,
+    )
 
 
 class _Product(torch.autograd.Function):
