@@ -171,7 +171,8 @@ def audience_net(pooling: Pooling, members: int = 1) -> tuple[Network, Exact]:
         for part in network.token_weights.parameters():
             torch.nn.init.normal_(part, std=0.5)
     if network.multi_hot is not None:
-        torch.nn.init.normal_(network.multi_hot.weights, std=5.0)
+        for columns in network.multi_hot.parameters():
+            torch.nn.init.normal_(columns, std=5.0)
     model = Network({"name": "audience_net", **parameters}, network.state_dict())
     weights = in_double(model.state)
     fields = list(SIZES)[: network.fields]

@@ -107,7 +107,7 @@ class AudienceNet(nn.Module):
             logits = [member(x) for member, x in zip(self.feed_forward, inputs, strict=True)]  # M of B × 1
         else:
             logits = [
-                member[1:](member[0](x) + added)
+                _fed_forward(member, x, added)
                 for member, x, added in zip(self.feed_forward, inputs, of_multi_hot, strict=True)
             ]
         return torch.stack(logits).mean(dim=0).squeeze(1)
@@ -175,13 +175,13 @@ class MultiHot(nn.Module):
 
     def __init__(self, vocabulary_size: int, members: int, width: int) -> None:
         super().__init__()
-        self.members = members
+        self.members, self.width = members, width
         self.weights = nn.Parameter(torch.zeros(vocabulary_size, members * width))
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """M × B × H of bags [B]."""
         sums = sums_of_bags(self.weights, ids, offsets, training=self.training)
-        return sums.unflatten(1, (self.members, -1)).transpose(0, 1)
+        return sums.view(len(sums), self.members, self.width).transpose(0, 1)
 
 
 def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
@@ -190,6 +190,15 @@ def _feed_forward(width: int, hidden: Sequence[int], dropout: float) -> nn.Seque
         layers += [nn.Linear(width, next_width), nn.ReLU(), Dropout(dropout)]
         width = next_width
     return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+def _fed_forward(layers: nn.Module, values: Tensor, added: Tensor) -> Tensor:
+    """What a net of layers answers, where something is added to what the first one says."""
+    first, *others = layers.children()
+    values = first(values) + added
+    for layer in others:
+        values = layer(values)
+    return values
 
 
 SIDE_BY_SIDE = ("embeddings", "multi_hot.weights")

@@ -76,7 +76,8 @@ class ThermometerCodes(nn.Module):
         """V × H"""
         if self.steps.device.type == "cpu":
             return _Product.apply(self._columns, self.steps)  # type: ignore[no-any-return, no-untyped-call]
-        return torch.sparse.mm(as_tensor(self._columns).to(self.steps.device), self.steps)
+        found: Tensor = torch.sparse.mm(as_tensor(self._columns).to(self.steps.device), self.steps)
+        return found
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """1 × B × H of bags [B]."""
