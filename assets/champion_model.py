@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from assets.candidate_models import cuts_of, keep_card, keep_model
 from assets.descriptions import HOLDS_NO_IDS, page
+from assets.trained_models import cuts_of, keep_card, keep_model
 from assets.training_data import TrainingData, read_training_data
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.config.settings import code_version
