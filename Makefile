@@ -1,6 +1,7 @@
 # Every path here is relative and quoted: the checkout may stand in a folder with a space in its name.
 
 PORT ?= 3000
+WORKERS ?= 2
 # SAMPLE_DATA, where it is set, is the folder of the sample data: then DATA needs no naming.
 DATA ?= $(if $(SAMPLE_DATA),$(SAMPLE_DATA)/online_retail/events.parquet)
 export DATA PORT
@@ -56,8 +57,8 @@ ui-retail: retail-data setup ## the same on what demo-retail made
 	@$(RETAIL_HOME); exec ./run env RETAIL_EVENTS="$$DATA" AUDIENCES_DIR=examples/online_retail \
 		DATA_DIR=data/online_retail $(UI)
 
-test: setup ## every test, the slow ones too
-	@$(RUN_TESTS) exec .venv/bin/python -m pytest -m ""
+test: setup ## every test, the slow ones too (WORKERS=... processes at once; 2 unless set)
+	@$(RUN_TESTS) exec .venv/bin/python -m pytest -m "" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup ## formatting and lint, changing nothing
 	@$(ISOLATED); .venv/bin/ruff format --check . && .venv/bin/ruff check .

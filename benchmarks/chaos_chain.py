@@ -111,15 +111,16 @@ def _run_all(names: Sequence[str], options: argparse.Namespace, home: Path) -> I
         for number in range(options.schedules):
             for attempt in range(TRIES):
                 fault = names[number % len(names)]
-                result = _run(Schedule.drawn(number, fault, options.seed, attempt), world, drivers, home)
+                schedule = Schedule.drawn(number, fault, options.seed, attempt)
+                result = _run(schedule, world, drivers, home, is_last=number + 1 == options.schedules)
                 print(result, flush=True)
                 yield result
                 if not result.missed:
                     break
 
 
-def _run(schedule: Schedule, world: World, drivers: Drivers, home: Path) -> Result:
-    """One schedule, from the old delivery to the new one."""
+def _run(schedule: Schedule, world: World, drivers: Drivers, home: Path, *, is_last: bool) -> Result:
+    """One schedule, from the old delivery to the new one; the last needs no driver for one to come."""
     places = world.places.copied_to(home / f"{schedule.number:03}-{schedule.fault}")
     places.use_events(NEW)
     scene = Scene(schedule, world, places, drivers)
@@ -135,6 +136,8 @@ def _run(schedule: Schedule, world: World, drivers: Drivers, home: Path) -> Resu
             outcome = Outcome(str(hung), (Answer("hung"),), allowed=(OLD, NEW))
         seconds = time.monotonic() - started
         violations = [*outcome.violations, *endings(outcome), *_processes(outcome, drivers)]
+        if not is_last:
+            drivers.refill()
         found = look(world, places, lake_is_damaged=schedule.fault == "damage_lake")
         violations += found.violations
         violations += [
@@ -185,12 +188,11 @@ def _processes(outcome: Outcome, drivers: Drivers) -> Iterator[str]:
             yield f"processes outlived their driver: {left}"
     if any(answer.ending != "answered" for answer in outcome.answers) and not outcome.ended:
         drivers.end_all()
-    drivers.refill()
 
 
 def _run_again(scene: Scene) -> Iterator[str]:
     """Runs the day again on the new events, with nothing in its way."""
-    driver, _ = scene.drivers.two()
+    driver = scene.drivers.one()
     scene.places.use_events(NEW)
     if scene.places.models.current(AUDIENCE, "champion").version != scene.world.champion:
         scene.promote(driver, scene.world.champion)

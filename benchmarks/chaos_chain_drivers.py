@@ -230,13 +230,19 @@ class Drivers:
         self._home = home
         self._live: list[Driver] = []
 
+    def one(self) -> Driver:
+        """The one that started first."""
+        self.refill(1)
+        return self._live[0]
+
     def two(self) -> tuple[Driver, Driver]:
         self.refill()
         first, second = self._live
         return first, second
 
-    def refill(self) -> None:
-        while len(self._live) < 2:
+    def refill(self, wanted: int = 2) -> None:
+        """Starts those that are missing, in the background."""
+        while len(self._live) < wanted:
             self._live.append(Driver(self._home))
 
     def discard(self, driver: Driver) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
@@ -25,6 +26,25 @@ Frame = Callable[[str, Sequence[Sequence[object]]], DataFrame]
 FAST_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:ReservedCodeCacheSize=240m"
 """On tables of a few rows nothing runs often enough to pay for the JVM's second compiler. Without it the JVM
 has a fifth of the room for code, unless told otherwise, and Spark fills that in a minute."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Lets the workers of `make test` share the files, those that need the small project's chain as one.
+
+    A file's fixtures are made once that way; the chain takes longer than most files.
+    """
+    from xdist.scheduler import LoadFileScheduling  # here: whoever runs a single file need not have it
+
+    tests = Path(__file__).parent
+    need_chain = {path.name for path in tests.glob("test_*.py") if "chain: Chain" in path.read_text()}
+
+    class Sharing(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "chain" if Path(file).name in need_chain else file
+
+    return Sharing(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,6 @@ Every test goes on from the history of the small project's whole chain, and chan
 
 import json
 import shutil
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pyarrow.parquet as pq
 import pytest
+from dagster._cli import cli as dagster
 from dagster._core.events import DagsterEvent, DagsterEventType
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -38,7 +37,6 @@ from tests.small_project import (
 )
 from tests.test_checks_block import Corrupt, scores_shifted, written
 
-ROOT = Path(__file__).parent.parent
 DAY, NEXT_DAY = str(SCORED_DAY), str(SCORED_DAY + timedelta(days=1))
 SCORED_KEY = f"car_buyers/{DAY}"
 MADE = ["car_buyers/predictions", "car_buyers/segments"]
@@ -204,17 +202,21 @@ defs = build_definitions(Path({audiences!r}), Path({data!r}), {{"spark": spark, 
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "days"), [("--partition", DAY), ("--partition-range", f"{DAY}...{NEXT_DAY}")]
+)
+@pytest.mark.filterwarnings(
+    "ignore:.*asset_materialize_command.*:dagster_shared.utils.warnings.SupersessionWarning"
 )
 def test_the_command_line_checks_the_days_that_it_makes(
     next_day_too: Chain,
     tmp_path: Path,
-    program_environment: Mapping[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
     option: str,
     days: str,
 ) -> None:
+    """The program itself, in this process: its own would start another Spark for four assets."""
     project = next_day_too.project.copied_to(tmp_path / "data")
     home = shutil.copytree(next_day_too.home, tmp_path / "home")
     places = {
@@ -222,31 +224,18 @@ def test_the_command_line_checks_the_days_that_it_makes(
         "audiences": str(project.audiences_dir),
         "data": str(project.data_dir),
     }
-    (tmp_path / "spoiled.py").write_text(SPOILED_PROJECT.format(**places))
+    spoiled = tmp_path / "spoiled.py"
+    spoiled.write_text(SPOILED_PROJECT.format(**places))
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
     before = deliveries_of(project)
-    arguments = ["-f", str(tmp_path / "spoiled.py"), "--select", ",".join(DELIVERED), option, days]
 
-    finished = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "dagster",
-            "asset",
-            "materialize",
-            "-f",
-            str(tmp_path / "spoiled.py"),
-            *arguments,
-        ],
-        cwd=ROOT,
-        env={**program_environment, "DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with pytest.raises(SystemExit) as ended:
+        dagster(["asset", "materialize", "-f", str(spoiled), "--select", ",".join(DELIVERED), option, days])
 
-    assert finished.returncode != 0
-    assert "scores_equal_pytorch_in_process" in finished.stdout + finished.stderr, finished.stderr
+    assert ended.value.code not in (None, 0)
+    printed = capfd.readouterr()
+    assert "scores_equal_pytorch_in_process" in printed.out + printed.err, printed.err
     assert deliveries_of(project) == before
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         newest = instance.event_log_storage.get_asset_check_execution_history(

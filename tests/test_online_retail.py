@@ -34,7 +34,7 @@ EXAMPLE = ROOT / "examples" / "online_retail"
 FIRST_DAY, LAST_DAY = date(2010, 12, 1), date(2011, 12, 9)
 AS_OF_DAYS = (date(2011, 8, 31), date(2011, 9, 30))
 """Fewer than the example's, to save time; their horizons end before the scored day."""
-MAX_EPOCHS = 10
+MAX_EPOCHS = 4
 """Fewer than the example's, likewise."""
 SCORED_DAY = date(2011, 11, 8)
 WINDOW_DAYS, HORIZON_DAYS = 90, 30
