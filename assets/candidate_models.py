@@ -197,9 +197,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             columns = ordinal_columns(vocabulary.fields)
             return refit_xgboost(files.read([TRAIN]), vocabulary.sizes, found, columns)
 
-        return train_candidate(
-            "xgboost", audience, read_training_data(audience, lake, models), models, train, refit
-        )
+        data = read_training_data(audience, lake, models)
+        return train_candidate("xgboost", audience, data, models, train, refit)
 
     # Fitted by the one, served by the other.
     @candidate_asset("logistic", {"scikitlearn", "pytorch"})
@@ -222,9 +221,8 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             columns = cumulative_columns(vocabulary.fields)
             return refit_logistic(files.read([TRAIN]), vocabulary.sizes, found, columns)
 
-        return train_candidate(
-            "logistic", audience, read_training_data(audience, lake, models), models, train, refit
-        )
+        data = read_training_data(audience, lake, models)
+        return train_candidate("logistic", audience, data, models, train, refit)
 
     return [
         dnn_model,

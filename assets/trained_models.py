@@ -1,6 +1,6 @@
 """What becomes of a trained model, whatever its kind: it is measured, refitted, kept, and has a card.
 
-What does not belong here: how a kind is trained (`candidate_models`), and which one serves (`champion_model`).
+What does not belong here: how a kind is trained (`candidate_models`), and which serves (`champion_model`).
 """
 
 import logging
