@@ -100,7 +100,7 @@ class XGBoostTraining(dg.Config):
     """Settings of the trees that a run may change."""
 
     trials: int = Field(
-        default=XGBOOST_TRIALS, ge=1, le=8, description="Settings tried; the audience's metric chooses."
+        default=XGBOOST_TRIALS, ge=1, le=9, description="Settings tried; the audience's metric chooses."
     )
 
 

@@ -10,7 +10,9 @@ from pipelines.steps.config.defaults import XGBOOST_TRIALS
 from pipelines.steps.config.metric import PrecisionAt
 from pipelines.steps.errors import TrainingError
 from pipelines.steps.features.encoded_rows import Ragged, count_matrix
+from pipelines.steps.features.feature_vocabulary import FieldVocabulary
 from pipelines.steps.labels.training_rows import TRAIN, VALIDATION, TrainingRows
+from pipelines.steps.models.model_columns import ordinal_columns
 from pipelines.steps.models.ranking import measure
 from pipelines.steps.models.xgboost_model import TRIALS, Trial, XGBoostConfig, train_xgboost, tune_xgboost
 
@@ -119,6 +121,28 @@ def test_a_column_may_be_held_to_one_direction(sign: int, learns: bool) -> None:
         count_matrix({"apps": Ragged.from_lists([[2], [2] * 4])}, {"apps": 3})
     )
     assert (scores[1] > scores[0]) is np.bool_(learns)
+
+
+def test_behaviours_that_go_with_the_label_may_be_held_to_their_direction() -> None:
+    """`often` goes with it and `late` against it; `apart` says nothing, and tokens are never held."""
+    names, codes = ("often", "late", "apart"), (0, 1, 2, 3)
+    tokens = tuple(f"{name}={code}" for name in names for code in codes)
+    fields = (
+        FieldVocabulary("apps", 1, ("a",)),
+        FieldVocabulary("behaviour", 1, tokens),
+    )
+    random, rows = np.random.default_rng(0), 2_400
+    chosen = random.integers(0, 4, (rows, 3))
+    labels = (random.random(rows) < 0.2 + 0.15 * chosen[:, 0] - 0.05 * chosen[:, 1]).astype(np.float32)
+    ids = chosen + 2 + 4 * np.arange(3)
+    given = TrainingRows(
+        labels,
+        (np.arange(rows) % 3).astype(np.int8),
+        {"apps": Ragged.from_lists([[2]] * rows), "behaviour": Ragged.from_lists(ids.tolist())},
+    )
+    sizes = {field.name: field.size for field in fields}
+    trained = train_xgboost(given, sizes, replace(SMALL, monotone_behaviour=True), ordinal_columns(fields))
+    assert trained.config.monotone_constraints == ((3, 1), (4, -1))
 
 
 @pytest.mark.parametrize("constraint", [(10, 1), (-1, 1), (0, 2)])
