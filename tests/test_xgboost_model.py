@@ -133,7 +133,7 @@ def test_behaviours_that_go_with_the_label_may_be_held_to_their_direction() -> N
     )
     random, rows = np.random.default_rng(0), 2_400
     chosen = random.integers(0, 4, (rows, 3))
-    labels = (random.random(rows) < 0.2 + 0.15 * chosen[:, 0] - 0.05 * chosen[:, 1]).astype(np.float32)
+    labels = (random.random(rows) < 0.35 + 0.15 * chosen[:, 0] - 0.1 * chosen[:, 1]).astype(np.float32)
     ids = chosen + 2 + 4 * np.arange(3)
     given = TrainingRows(
         labels,
