@@ -166,7 +166,7 @@ TRIALS: tuple[Mapping[str, Any], ...] = (
 )
 """The settings that tuning tries, in this order. The shallow ones are for few devices: with them, a later day
 in training gained .005 of AUC and .009 of precision in the top tenth on a shop's and a grocer's log (2,300 to
-4,000). The monotone one differs from the third by it alone, which on these days gained -.003, .000 and .002 of
+4,000). The monotone one differs from the third by it alone, which on these days gained -.003, 0 and .002 of
 AUC; so a search of the usual length does without it."""
 SURELY_CHANCE = 1e-3
 """The probability of a correlation by chance below which it is believed: some eighty are looked at."""
