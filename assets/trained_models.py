@@ -157,7 +157,8 @@ def train_candidate(
     if rehearsal:
         candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
     all_rows = data.files.to_refit(kept, audience.training.seed)
-    candidate = replace(candidate, trained=refit(all_rows, data.vocabulary, trained))
+    with working("refitting on train, validation and test rows"):
+        candidate = replace(candidate, trained=refit(all_rows, data.vocabulary, trained))
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
     models.save_card(record, {HELD_OUT_FILE: candidate.scores.to_bytes()})
     scorer, measured = models.load(audience.name, model, record.version), {model: candidate.measured}

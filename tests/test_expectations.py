@@ -372,6 +372,7 @@ def test_every_asset_module_declares_checks() -> None:
         "partitions",
         "descriptions",
         "training_data",
+        "trained_models",
     }
     assert {module for module, _ in DECLARED} == modules
 

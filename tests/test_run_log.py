@@ -58,8 +58,13 @@ def test_training_says_one_line_per_member_and_a_summary(chain: Chain, audience:
     assert len(tried) == len(weight_decays(devices=200))
     assert len(members) == DnnConfig().members * len(tried)
     summaries = [line for line in said if re.match(r"3 networks trained: \d+ epochs", line)]
-    assert len(summaries) == len(tried)
-    assert said.index(summaries[0]) < said.index(tried[0])
+    *of_trials, of_refit = summaries
+    assert len(of_trials) == len(tried)
+    assert said.index(of_trials[0]) < said.index(tried[0])
+    refitted = [line for line in said if re.match(r"network \d of \d: \d+ epochs, as found, \d+\.\d s", line)]
+    assert len(refitted) == DnnConfig().members
+    began = said.index("refitting on train, validation and test rows")
+    assert said.index(tried[-1]) < began < said.index(refitted[0]) < said.index(of_refit)
     assert not [line for line in said if "train loss" in line]
 
 
