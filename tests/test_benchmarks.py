@@ -30,6 +30,9 @@ ROWS = 400
 BURNT = 0.6
 BURN = f"import time; end = time.process_time() + {BURNT}\nwhile time.process_time() < end: pass\n"
 """A program that takes this many seconds of CPU."""
+COUNTED = BURNT - 0.03
+"""What is counted of them at least: the system counts in hundredths, what the sampler took is subtracted exactly
+(once .592 on a busy machine)."""
 
 
 # --- CPU of a process tree ------------------------------------------------------------------------
@@ -40,12 +43,12 @@ def run(program: str) -> None:
 
 
 def test_a_child_that_ended_is_counted() -> None:
-    assert measure(lambda: run(BURN)).cpu_seconds >= BURNT
+    assert measure(lambda: run(BURN)).cpu_seconds >= COUNTED
 
 
 def test_a_grandchild_that_ended_is_counted() -> None:
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURN!r}])"
-    assert measure(lambda: run(program)).cpu_seconds >= BURNT
+    assert measure(lambda: run(program)).cpu_seconds >= COUNTED
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what a process ignores from /proc")
