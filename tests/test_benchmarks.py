@@ -31,8 +31,8 @@ BURNT = 0.6
 BURN = f"import time; end = time.process_time() + {BURNT}\nwhile time.process_time() < end: pass\n"
 """A program that takes this many seconds of CPU."""
 COUNTED = BURNT - 0.03
-"""What is counted of them at least: the system counts in hundredths, what the sampler took is subtracted exactly
-(once .592 on a busy machine)."""
+"""What is counted of them at least: the system counts in hundredths, and what the sampler took is subtracted
+to the nanosecond (.592 were seen on a busy machine)."""
 
 
 # --- CPU of a process tree ------------------------------------------------------------------------
