@@ -134,6 +134,15 @@ def later_rows(rows: TrainingRows, labels: np.ndarray | None = None) -> Training
     return TrainingRows(rows.labels if labels is None else labels, split, rows.bags)
 
 
+def test_scores_are_read_as_they_were_kept() -> None:
+    given = Scores(*(np.array(values, dtype=np.float32) for values in ([0.1, 0.2], [0.3], [])))
+    read = Scores.from_bytes(given.to_bytes())
+    for name in ("validation", "test", "out_of_time"):
+        kept, found = getattr(given, name), getattr(read, name)
+        np.testing.assert_array_equal(found, kept)
+        assert found.dtype == np.float32
+
+
 def test_a_candidate_is_measured_on_the_later_day_too(rows: TrainingRows, tmp_path: Path) -> None:
     given = later_rows(rows)
     measured = bundle_candidate(tmp_path / "later", Weights([0, 0, 1, 0.7, -1]), VOCABULARY, given, [])
