@@ -138,35 +138,36 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
 
         data = read_training_data(audience, lake, models)
         settings = config.settings(training, audience.metric)
+        sizes, columns = data.vocabulary.sizes, cumulative_columns(data.vocabulary.fields)
         streamed = data.partition.rows > config.stream_above
 
-        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedDnn:
+        def train(files: TrainingFiles) -> TrainedDnn:
             if config.processes > 1:  # each reads its rows itself
                 return _train_in_processes(
-                    context, spark, files, vocabulary, settings, config.processes, streamed
+                    context, spark, files, data.vocabulary, settings, config.processes, streamed
                 )
             name = "dnn" if files is data.files else "dnn_rehearsal"
             return tune_dnn(
                 files if streamed else _to_learn_from(files),
-                vocabulary.sizes,
+                sizes,
                 settings,
                 weight_decays(data.devices_a_day),
                 checkpoint=models.checkpoint(audience.name, name),
-                columns=cumulative_columns(vocabulary.fields),
+                columns=columns,
             )
 
-        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedDnn) -> TrainedDnn:
+        def refit(files: TrainingFiles, found: TrainedDnn) -> TrainedDnn:
             if config.processes > 1:
                 return _train_in_processes(
-                    context, spark, files, vocabulary, found.config, config.processes, streamed, found
+                    context, spark, files, data.vocabulary, found.config, config.processes, streamed, found
                 )
             return train_dnn(
                 files if streamed else files.read([TRAIN]),
-                vocabulary.sizes,
+                sizes,
                 found.config,
                 checkpoint=models.checkpoint(audience.name, "dnn_refit"),
                 epochs=found.best_epochs,
-                columns=cumulative_columns(vocabulary.fields),
+                columns=columns,
             )
 
         trained = train_candidate("dnn", audience, data, models, train, refit, _show_curves)
@@ -185,19 +186,17 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
             tune_xgboost,
         )
 
-        settings = XGBoostConfig(seed=training.seed, metric=audience.metric)
-
-        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedXGBoost:
-            columns = ordinal_columns(vocabulary.fields)
-            return tune_xgboost(
-                _to_learn_from(files), vocabulary.sizes, settings, trials=config.trials, columns=columns
-            )
-
-        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedXGBoost) -> TrainedXGBoost:
-            columns = ordinal_columns(vocabulary.fields)
-            return refit_xgboost(files.read([TRAIN]), vocabulary.sizes, found, columns)
-
         data = read_training_data(audience, lake, models)
+        settings = XGBoostConfig(seed=training.seed, metric=audience.metric)
+        sizes, columns = data.vocabulary.sizes, ordinal_columns(data.vocabulary.fields)
+
+        def train(files: TrainingFiles) -> TrainedXGBoost:
+            rows = _to_learn_from(files)
+            return tune_xgboost(rows, sizes, settings, trials=config.trials, columns=columns)
+
+        def refit(files: TrainingFiles, found: TrainedXGBoost) -> TrainedXGBoost:
+            return refit_xgboost(files.read([TRAIN]), sizes, found, columns)
+
         return train_candidate("xgboost", audience, data, models, train, refit)
 
     # Fitted by the one, served by the other.
@@ -213,15 +212,16 @@ def build(audience: Audience) -> Sequence[dg.AssetsDefinition | dg.AssetChecksDe
         )
         from pipelines.steps.models.model_columns import cumulative_columns
 
-        def train(files: TrainingFiles, vocabulary: Vocabulary) -> TrainedLogistic:
-            settings, columns = LogisticConfig(metric=audience.metric), cumulative_columns(vocabulary.fields)
-            return train_logistic(_to_learn_from(files), vocabulary.sizes, settings, columns)
-
-        def refit(files: TrainingFiles, vocabulary: Vocabulary, found: TrainedLogistic) -> TrainedLogistic:
-            columns = cumulative_columns(vocabulary.fields)
-            return refit_logistic(files.read([TRAIN]), vocabulary.sizes, found, columns)
-
         data = read_training_data(audience, lake, models)
+        settings = LogisticConfig(metric=audience.metric)
+        sizes, columns = data.vocabulary.sizes, cumulative_columns(data.vocabulary.fields)
+
+        def train(files: TrainingFiles) -> TrainedLogistic:
+            return train_logistic(_to_learn_from(files), sizes, settings, columns)
+
+        def refit(files: TrainingFiles, found: TrainedLogistic) -> TrainedLogistic:
+            return refit_logistic(files.read([TRAIN]), sizes, found, columns)
+
         return train_candidate("logistic", audience, data, models, train, refit)
 
     return [

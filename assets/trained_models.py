@@ -1,4 +1,4 @@
-"""What becomes of a trained model, whatever its kind: it is measured, refitted, kept, and has a card.
+"""The way of a trained model, whatever its kind: it is measured, refitted, kept, and has a card.
 
 What does not belong here: how a kind is trained (`candidate_models`), and which serves (`champion_model`).
 """
@@ -15,7 +15,6 @@ import numpy as np
 from assets.training_data import TrainingData
 from pipelines.steps.config.audience import Audience
 from pipelines.steps.errors import TrainingError, abridged
-from pipelines.steps.features.feature_vocabulary import Vocabulary
 from pipelines.steps.labels.training_rows import TEST, VALIDATION, TrainingFiles, TrainingRows
 from pipelines.steps.models.bundle import Scorer, TrainedModel
 from pipelines.steps.models.metrics import Difference, Threshold
@@ -133,8 +132,8 @@ def train_candidate(
     audience: Audience,
     data: TrainingData,
     models: ModelStore,
-    train: Callable[[TrainingFiles, Vocabulary], M],
-    refit: Callable[[TrainingFiles, Vocabulary, M], M],
+    train: Callable[[TrainingFiles], M],
+    refit: Callable[[TrainingFiles, M], M],
     show: Callable[[M], Mapping[str, Any]] = lambda _: {},
 ) -> dg.MaterializeResult[None]:
     """Trains, measures, refits, keeps and describes a candidate. It never sees the promotion rows.
@@ -144,11 +143,11 @@ def train_candidate(
         audience: What it is of.
         data: The training set.
         models: Where it goes.
-        train: Training set and vocabulary → the model that is measured.
-        refit: All rows for TRAIN rows, vocabulary and that model → the model that is kept.
+        train: Rows, for a rehearsal those of earlier days → the model that is measured.
+        refit: All rows for TRAIN rows, and that model → the model that is kept.
         show: What else to say of it, as metadata.
     """
-    trained = train(data.files, data.vocabulary)
+    trained = train(data.files)
     kept, rows = data.partition.properties["negatives_kept"], data.files.read([VALIDATION, TEST])
     candidate = measure_candidate(
         trained, data.vocabulary, rows, negatives_kept=kept, devices=data.files.devices(VALIDATION)
@@ -158,7 +157,7 @@ def train_candidate(
         candidate = replace(candidate, measured=replace(candidate.measured, out_of_time=rehearsal.metrics))
     all_rows = data.files.to_refit(kept, audience.training.seed)
     with working("refitting on train, validation and test rows"):
-        candidate = replace(candidate, trained=refit(all_rows, data.vocabulary, trained))
+        candidate = replace(candidate, trained=refit(all_rows, trained))
     record = keep_model(model, candidate, rows.subset(VALIDATION).labels, audience, data, models)
     models.save_card(record, {HELD_OUT_FILE: candidate.scores.to_bytes()})
     scorer, measured = models.load(audience.name, model, record.version), {model: candidate.measured}
@@ -191,14 +190,14 @@ def train_candidate(
 
 
 def _rehearse(
-    audience: Audience, data: TrainingData, train: Callable[[TrainingFiles, Vocabulary], TrainedModel]
+    audience: Audience, data: TrainingData, train: Callable[[TrainingFiles], TrainedModel]
 ) -> Rehearsal | None:
     """The same training on the earlier as-of days alone; None where there is no newest day kept for it."""
     if not data.out_of_time_day:
         return None
     try:
         with working(f"rehearsing the training as of {data.out_of_time_day}, on earlier days alone"):
-            trained, rows = train(data.earlier, data.vocabulary), data.earlier.read(MEASURED)
+            trained, rows = train(data.earlier), data.earlier.read(MEASURED)
             kept = data.partition.properties["negatives_kept"]
             owners = data.earlier.devices(VALIDATION)
             candidate = measure_candidate(trained, data.vocabulary, rows, negatives_kept=kept, devices=owners)

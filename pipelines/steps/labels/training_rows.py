@@ -274,6 +274,19 @@ def check_vocabulary(bags: EncodedRows, vocabulary_sizes: Mapping[str, int]) -> 
             )
 
 
+def checked_splits(
+    rows: TrainingRows, vocabulary_sizes: Mapping[str, int], splits: Sequence[int]
+) -> list[TrainingRows]:
+    """The rows of each split, in the order of the splits, once they are known to be fit for training.
+
+    Raises:
+        TrainingError: They are not trainable, or hold fields or ids that are not of the vocabulary.
+    """
+    check_trainable(rows, splits)
+    check_vocabulary(rows.bags, vocabulary_sizes)
+    return [rows.subset(split) for split in splits]
+
+
 def _require_fields(fields: Sequence[str]) -> None:
     if not fields:
         raise TrainingError(

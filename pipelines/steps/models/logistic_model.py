@@ -25,8 +25,7 @@ from pipelines.steps.labels.training_rows import (
     TRAIN,
     VALIDATION,
     TrainingRows,
-    check_trainable,
-    check_vocabulary,
+    checked_splits,
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, TORCH_WEIGHTS
 from pipelines.steps.models.dnn_batches import Bags
@@ -135,11 +134,9 @@ def train_logistic(
     Raises:
         TrainingError: The rows are not trainable, there is no C to try, or a fit diverged.
     """
-    check_trainable(rows, splits=(TRAIN, VALIDATION))
-    check_vocabulary(rows.bags, vocabulary_sizes)
-    validation = rows.subset(VALIDATION)
+    train, validation = checked_splits(rows, vocabulary_sizes, (TRAIN, VALIDATION))
     counts = count_matrix(validation.bags, vocabulary_sizes).astype(np.float64)
-    fits = _Fits(rows.subset(TRAIN), vocabulary_sizes, config, columns)
+    fits = _Fits(train, vocabulary_sizes, config, columns)
 
     tried: dict[tuple[float, float], float] = {}
     best: _Fit | None = None
@@ -187,12 +184,9 @@ def refit_logistic(
     Raises:
         TrainingError: The rows are not trainable, or the fit diverged.
     """
-    check_trainable(rows, splits=(TRAIN,))
-    check_vocabulary(rows.bags, vocabulary_sizes)
+    [train] = checked_splits(rows, vocabulary_sizes, (TRAIN,))
     config = replace(found.config, C=(found.chosen_c,))
-    [fit] = _Fits(rows.subset(TRAIN), vocabulary_sizes, config, columns).of_penalty(
-        found.chosen_token_penalty
-    )
+    [fit] = _Fits(train, vocabulary_sizes, config, columns).of_penalty(found.chosen_token_penalty)
     return replace(found, state=fit.state)
 
 

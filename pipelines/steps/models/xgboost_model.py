@@ -18,8 +18,7 @@ from pipelines.steps.labels.training_rows import (
     TRAIN,
     VALIDATION,
     TrainingRows,
-    check_trainable,
-    check_vocabulary,
+    checked_splits,
 )
 from pipelines.steps.models.bundle import NO_MEMBERS, BundleManifest, Scorer, check_rows, require_architecture
 from pipelines.steps.models.model_columns import matrix_of, ordinal_columns
@@ -126,17 +125,18 @@ class TrainedXGBoost:
 
 PASSED_THROUGH = ("learning_rate", "max_depth", "reg_lambda", "subsample", "colsample_bytree", "seed")
 """The settings that are XGBoost's own parameters."""
+_SLOW: Mapping[str, Any] = {
+    "max_depth": 5,
+    "learning_rate": 0.03,
+    "min_child_weight": 30.0,
+    "reg_lambda": 10.0,
+    "subsample": 0.6,
+    "colsample_bytree": 0.2,
+}
 TRIALS: tuple[Mapping[str, Any], ...] = (
     {},
     {"max_depth": 10, "min_child_weight": 5.0},
-    {
-        "max_depth": 5,
-        "learning_rate": 0.03,
-        "min_child_weight": 30.0,
-        "reg_lambda": 10.0,
-        "subsample": 0.6,
-        "colsample_bytree": 0.2,
-    },
+    _SLOW,
     {"max_depth": 8, "min_child_weight": 5.0, "reg_lambda": 5.0, "colsample_bytree": 0.6},
     {
         "max_depth": 3,
@@ -152,15 +152,7 @@ TRIALS: tuple[Mapping[str, Any], ...] = (
         "reg_lambda": 5.0,
         "colsample_bytree": 0.5,
     },
-    {
-        "max_depth": 5,
-        "learning_rate": 0.03,
-        "min_child_weight": 30.0,
-        "reg_lambda": 10.0,
-        "subsample": 0.6,
-        "colsample_bytree": 0.2,
-        "monotone_behaviour": True,
-    },
+    {**_SLOW, "monotone_behaviour": True},
     {"max_depth": 6, "reg_lambda": 10.0, "subsample": 1.0, "colsample_bytree": 1.0},
     {"max_depth": 12, "min_child_weight": 10.0, "colsample_bytree": 0.2},
 )
@@ -252,9 +244,7 @@ def train_xgboost(
     Raises:
         TrainingError: The rows are not trainable.
     """
-    check_trainable(rows, splits=(TRAIN, VALIDATION))
-    check_vocabulary(rows.bags, vocabulary_sizes)
-    train, validation = rows.subset(TRAIN), rows.subset(VALIDATION)
+    train, validation = checked_splits(rows, vocabulary_sizes, (TRAIN, VALIDATION))
     if config.monotone_behaviour and columns is not None:
         config = replace(config, monotone_constraints=_directions(train, vocabulary_sizes, columns))
     curves: dict[str, dict[str, list[float]]] = {}
@@ -291,9 +281,7 @@ def refit_xgboost(
     Raises:
         TrainingError: The rows are not trainable.
     """
-    check_trainable(rows, splits=(TRAIN,))
-    check_vocabulary(rows.bags, vocabulary_sizes)
-    train = rows.subset(TRAIN)
+    [train] = checked_splits(rows, vocabulary_sizes, (TRAIN,))
     with beating(Work(f"growing {found.best_round} trees on all {train.rows} rows")) as work:
         matrix = _matrix(train, vocabulary_sizes, found.config, columns)
         parameters = _parameters(found.config, matrix.num_col(), float(train.labels.mean()))

@@ -2,8 +2,8 @@
 
 What serves is trained on all as-of days, so no labelled day is later than it. What it will do on days that
 come later is told by a model that the same training makes of the earlier days alone. It has no refit: what
-serves learns from more devices, too. What does not belong
-here: which rows these are (`steps.labels.training_set`).
+serves learns from more devices, too. What does not belong here: which rows these are
+(`steps.labels.training_set`).
 """
 
 from collections.abc import Sequence
